@@ -1,0 +1,305 @@
+"""Typed settings: what is allowed, what contradicts what, and where conf/ is. Imports no torch.
+
+The YAML files in conf/ hold every knob with its reason; Hydra composes them; `parse_train` turns the result into
+the dataclasses below or refuses it by name, before anything is built.
+"""
+
+import difflib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from deepfake.errors import UserError
+
+
+def conf_dir() -> str:
+    """Absolute path of conf/: inside the package in a wheel, beside the package in a checkout."""
+    packaged = Path(__file__).parent / "conf"
+    return str(packaged if packaged.is_dir() else Path(__file__).parents[1] / "conf")
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING
+    timm: str = MISSING  # name of the network in timm
+    weights: str = "pretrained"  # pretrained | package | none | a file
+    input_size: int | None = None  # pixels; None = the network's own
+    drop_rate: float = 0.0  # dropout before the classifier, [0, 1)
+
+
+@dataclass
+class SchedulerConfig:
+    name: str = "none"
+
+
+@dataclass
+class PlateauConfig(SchedulerConfig):
+    name: str = "plateau"
+    factor: float = 0.5  # (0, 1)
+    patience: int = 2  # epochs
+
+
+@dataclass
+class CosineConfig(SchedulerConfig):
+    name: str = "cosine"
+    warmup_epochs: int = 1
+    final_factor: float = 0.01  # last learning rate as a share of lr, [0, 1]
+
+
+@dataclass
+class DataConfig:
+    name: str = "folder"
+    root: str | None = None
+    manifest: str | None = None  # CSV below root: path, label and, if there, source and group
+    limit: int | None = None  # images in all
+    fractions: list[float] = field(default_factory=lambda: [0.7, 0.15, 0.15])  # train, validation, test
+    split_seed: int = 0
+    cache: bool = True
+    cache_dir: str = "outputs/.cache"
+    workers: int = 0
+    max_megapixels: float = 64.0
+
+
+@dataclass
+class SyntheticConfig(DataConfig):
+    name: str = "synthetic"
+    images_per_source: int = 100
+    size: int = 256  # pixels
+    shortcut: str | None = None  # size | jpeg
+    seed: int = 0
+
+
+@dataclass
+class AugmentConfig:
+    name: str = "study"
+    rotation: float = 0.0  # degrees to either side
+    translation: float = 0.0  # share of the side, to either side
+    flip: float = 0.0  # probability
+    brightness: float = 0.0  # factor within 1 +- this
+
+
+@dataclass
+class TrainerConfig:
+    name: str = "auto"
+    accelerator: str = "auto"
+    devices: int = 1
+    precision: str = "32-true"
+    deterministic: bool = True
+    max_batches: int | None = None
+    progress: bool = True
+
+
+@dataclass
+class LoggerConfig:
+    name: str = "tensorboard"
+    tensorboard: bool = True
+    image_grid: int = 32  # training images shown once, after augmentation
+
+
+@dataclass
+class TrainConfig:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    unfreeze: Any = 0  # 0, 1, 2, ... or "all"
+    seed: int = 0
+    epochs: int = 20
+    batch_size: int = 32
+    accumulate: int = 4  # batches a step
+    lr: float = 1e-4
+    patience: int | None = 3  # epochs; None = no early stopping
+    output_dir: str = "outputs"
+    name: str | None = None
+    force: bool = False
+
+
+@dataclass
+class RecapConfig:
+    runs: Any = "outputs"
+    output: str | None = None
+
+
+# Names to classes, in code: nothing read from a file ever decides what is instantiated.
+SCHEDULERS: dict[str, type[SchedulerConfig]] = {
+    "none": SchedulerConfig,
+    "plateau": PlateauConfig,
+    "cosine": CosineConfig,
+}
+WEIGHTS = ("pretrained", "package", "none")  # anything else is a file
+DATA: dict[str, type[DataConfig]] = {"synthetic": SyntheticConfig, "folder": DataConfig}
+
+
+def parse_train(cfg: DictConfig) -> TrainConfig:
+    """Composed configuration to typed settings, checked across fields.
+
+    Raises:
+        UserError: an unknown, missing, ill-typed or contradictory setting, named.
+    """
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    if not isinstance(settings, dict):
+        raise UserError(f"expected a mapping of settings, found {type(settings).__name__}.")
+    data = settings.get("data") or {}
+    if data.get("name") == "synthetic" and data.get("root") is not None:
+        settings["data"] = _own_folder(data)
+    schema = TrainConfig(
+        scheduler=_choose(SCHEDULERS, "scheduler", settings)(), data=_choose(DATA, "data", settings)()
+    )
+    typed = _typed(schema, settings)
+    assert isinstance(typed, TrainConfig)  # noqa: S101 - for the type checker
+    _check(typed)
+    # Absolute, so that the same command from another folder is the same run.
+    if typed.data.root is not None:
+        typed.data.root = _absolute(typed.data.root)
+    if typed.model.weights not in WEIGHTS:
+        typed.model.weights = _absolute(typed.model.weights)
+    return typed
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def parse_recap(cfg: DictConfig) -> RecapConfig:
+    """Composed configuration of the comparison to typed settings; refuses what is unknown by name."""
+    typed = _typed(RecapConfig(), OmegaConf.to_container(cfg, resolve=True))
+    assert isinstance(typed, RecapConfig)  # noqa: S101 - for the type checker
+    return typed
+
+
+def _own_folder(data: dict[str, Any]) -> dict[str, Any]:
+    """`data.root=FOLDER` alone means `data=folder`: the built-in data's own knobs no longer apply."""
+    own = {f.name: f.default for f in fields(SyntheticConfig)} | {"name": "synthetic"}
+    common = {f.name for f in fields(DataConfig)}
+    changed = [key for key, value in data.items() if key in own and key not in common and value != own[key]]
+    if changed:
+        raise UserError(
+            f"data.root and data.{changed[0]} contradict each other: data.{changed[0]} belongs to the built-in "
+            f"data, data.root to a folder of yours. Leave one out."
+        )
+    return {key: value for key, value in data.items() if key not in own or key in common} | {"name": "folder"}
+
+
+def _choose(choices: dict[str, Any], group: str, settings: dict[Any, Any]) -> Any:
+    name = (settings.get(group) or {}).get("name")
+    if name not in choices:
+        raise UserError(f"{group}: expected one of {', '.join(choices)}, found {name!r}.")
+    return choices[name]
+
+
+def _typed(schema: Any, settings: Any) -> Any:
+    unknown = _unknown_keys(OmegaConf.structured(schema), settings)
+    if unknown:
+        key, known = unknown
+        near = difflib.get_close_matches(key.rsplit(".", 1)[-1], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known))}."
+        raise UserError(f"unknown setting {key}: {hint}")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), settings)
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise UserError(f"{missing[0]} is missing: add {missing[0]}=VALUE to the command.")
+        return OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{error.full_key or 'settings'}: {reason}.") from error
+
+
+def _unknown_keys(schema: Any, settings: Any, prefix: str = "") -> tuple[str, list[str]] | None:
+    """First key of `settings` that `schema` does not know, with the keys known at that place."""
+    for key, value in settings.items():
+        if key not in schema.keys():  # noqa: SIM118 - "in" denies keys whose value is missing
+            return prefix + str(key), [str(k) for k in schema]
+        if isinstance(value, dict) and OmegaConf.is_dict(schema._get_node(key)):
+            found = _unknown_keys(schema[key], value, f"{prefix}{key}.")
+            if found:
+                return found
+    return None
+
+
+def _check(c: TrainConfig) -> None:
+    _expect(
+        c.unfreeze == "all" or (type(c.unfreeze) is int and c.unfreeze >= 0),
+        f"unfreeze={c.unfreeze}",
+        "0, 1, 2, ... (the last stages that train beside the classifier) or all",
+    )
+    for name in ("epochs", "batch_size", "accumulate"):
+        _expect(getattr(c, name) >= 1, f"{name}={getattr(c, name)}", "a whole number of at least 1")
+    _expect(c.seed >= 0, f"seed={c.seed}", "a whole number of at least 0")
+    _expect(c.lr > 0, f"lr={c.lr}", "a number above 0, such as 1e-4")
+    _expect(c.patience is None or c.patience >= 1, f"patience={c.patience}", "at least 1, or null for none")
+    _expect(0 <= c.model.drop_rate < 1, f"model.drop_rate={c.model.drop_rate}", "a share in [0, 1)")
+    _expect(
+        c.name is None or (c.name not in ("", ".", "..") and not set(c.name) & set("/\\\0\n")),
+        f"name={c.name}",
+        "one folder name, without slashes",
+    )
+
+    s = c.scheduler
+    if isinstance(s, PlateauConfig):
+        _expect(0 < s.factor < 1, f"scheduler.factor={s.factor}", "a number between 0 and 1")
+        _expect(s.patience >= 0, f"scheduler.patience={s.patience}", "a whole number of at least 0")
+        _expect(
+            c.patience is None or s.patience < c.patience,
+            f"scheduler.patience={s.patience} with patience={c.patience}",
+            "a scheduler.patience below patience, for else training stops before the learning rate ever falls",
+        )
+    if isinstance(s, CosineConfig):
+        _expect(
+            0 <= s.warmup_epochs < c.epochs,
+            f"scheduler.warmup_epochs={s.warmup_epochs} with epochs={c.epochs}",
+            "a warm-up of at least 0 epochs and shorter than the training",
+        )
+        _expect(0 <= s.final_factor <= 1, f"scheduler.final_factor={s.final_factor}", "a share in [0, 1]")
+
+    d = c.data
+    _expect(
+        len(d.fractions) == 3 and min(d.fractions) > 0 and abs(sum(d.fractions) - 1) < 1e-6,
+        f"data.fractions={d.fractions}",
+        "three shares above 0 that sum to 1: train, validation, test",
+    )
+    _expect(d.workers >= 0, f"data.workers={d.workers}", "a whole number of at least 0")
+    _expect(d.limit is None or d.limit >= 1, f"data.limit={d.limit}", "a number of images, or null for all")
+    _expect(d.max_megapixels > 0, f"data.max_megapixels={d.max_megapixels}", "a number above 0")
+    if isinstance(d, SyntheticConfig):
+        _expect(d.shortcut in (None, "size", "jpeg"), f"data.shortcut={d.shortcut}", "size, jpeg or null")
+    elif d.root is None:
+        raise UserError(
+            "data.root is missing: expected the folder that holds 0-NAME (real) and 1-NAME (generated) folders; "
+            "add data.root=/path/to/faces."
+        )
+
+    a = c.augment
+    _expect(0 <= a.rotation <= 180, f"augment.rotation={a.rotation}", "degrees in [0, 180]")
+    _expect(0 <= a.translation < 1, f"augment.translation={a.translation}", "a share of the side in [0, 1)")
+    _expect(0 <= a.flip <= 1, f"augment.flip={a.flip}", "a probability in [0, 1]")
+    _expect(0 <= a.brightness < 1, f"augment.brightness={a.brightness}", "a share in [0, 1)")
+
+    t = c.trainer
+    _expect(t.devices == 1, f"trainer.devices={t.devices}", "1 (several processes are not supported)")
+    _expect(
+        t.precision in ("32-true", "bf16-mixed", "16-mixed"),
+        f"trainer.precision={t.precision}",
+        "32-true, bf16-mixed or 16-mixed",
+    )
+    _expect(
+        not (t.precision == "16-mixed" and t.accelerator == "cpu"),
+        "trainer.precision=16-mixed with trainer.accelerator=cpu",
+        "bf16-mixed or 32-true on a processor",
+    )
+    _expect(
+        t.max_batches is None or t.max_batches >= 1,
+        f"trainer.max_batches={t.max_batches}",
+        "at least 1, or null for all",
+    )
+    _expect(c.logger.image_grid >= 0, f"logger.image_grid={c.logger.image_grid}", "0 or more images")
+
+
+def _expect(holds: bool, found: str, expected: str) -> None:
+    if not holds:
+        raise UserError(f"{found} is refused: expected {expected}.")

@@ -1,0 +1,69 @@
+"""What a person sees in the terminal, and the copy of it in a run's log."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+log = logging.getLogger("deepfake")
+_lightning = logging.getLogger("lightning.pytorch")
+
+
+def say_error(message: str) -> None:
+    """One line on standard error, never interpreted as markup."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(f"error: {message}", style="bold red", markup=False)
+
+
+@contextmanager
+def progress(what: str, total: int, show: bool = True) -> Iterator[Callable[[], None]]:
+    """A bar on standard error; the function given is called once for each piece of work done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not show) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)
+
+
+@contextmanager
+def logging_to_terminal() -> Iterator[None]:
+    """The project's own messages on standard error, with the time."""
+    handler = RichHandler(
+        console=Console(stderr=True), show_path=False, show_level=False, log_time_format="%H:%M:%S"
+    )
+    # Lightning's remarks (which device, tips) go into the run's log, not on the terminal.
+    _lightning.handlers.clear()
+    with _handled(log, handler):
+        yield
+
+
+@contextmanager
+def logging_to_file(file: Path) -> Iterator[None]:
+    """Everything said while it lasts, warnings and Lightning's remarks included, in a file."""
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.captureWarnings(True)
+    try:
+        with (
+            _handled(log, handler),
+            _handled(_lightning, handler),
+            _handled(logging.getLogger("py.warnings"), handler),
+        ):
+            yield
+    finally:
+        logging.captureWarnings(False)
+        handler.close()
+
+
+@contextmanager
+def _handled(logger: logging.Logger, handler: logging.Handler) -> Iterator[None]:
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

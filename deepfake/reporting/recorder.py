@@ -1,0 +1,87 @@
+"""Writes what happened in each epoch, once for every reader: metrics.csv, TensorBoard and the training images."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from deepfake.reporting import figures
+from deepfake.runs import write_text
+
+_MEASURES = ("loss", "accuracy", "precision", "recall", "f1", "auroc", "ap")
+_COUNTS = ("tn", "fp", "fn", "tp")
+
+
+class Recorder(L.Callback):
+    """One row an epoch, with the same names in the file and on the dashboard.
+
+    Args:
+        folder: the run's.
+        image_grid: training images shown once on the dashboard, after augmentation.
+    """
+
+    def __init__(self, folder: Path, image_grid: int = 0) -> None:
+        self.folder, self.image_grid = folder, image_grid
+        self.rows: list[dict[str, float]] = []
+        self._began = 0.0
+
+    def history(self) -> pd.DataFrame:
+        """metrics.csv as a table."""
+        return pd.DataFrame(self.rows)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        board, data = _board(trainer), getattr(trainer, "datamodule", None)
+        if board is None or data is None or not self.image_grid:
+            return
+        dataset = data.dataset("train")
+        # Evenly spaced, so that every source of the sorted manifest is seen.
+        chosen = np.unique(np.linspace(0, len(dataset) - 1, min(self.image_grid, len(dataset))).astype(int))
+        images = np.stack([dataset[0, int(index)][0] for index in chosen])
+        sources = data.rows("train")["source"]
+        grid = figures.image_grid(
+            images,
+            [sources[int(i)] for i in chosen],
+            title="training images of epoch 0, as the network sees them",
+        )
+        figures.save(grid, self.folder / "figures" / "augmented.png")
+        board.experiment.add_figure("data/augmented", grid, 0)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._began = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lightning calls this after validation, so that both parts' figures are there."""
+        seen = trainer.callback_metrics
+        row: dict[str, float] = {
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
+            "seconds": round(time.monotonic() - self._began, 3),
+        }
+        confusions: Any = pl_module.confusions
+        for part in ("train", "val"):
+            row |= {f"{part}/{m}": float(seen[f"{part}/{m}"]) for m in _MEASURES}
+            counts = confusions[f"{part}_confusion"].compute().cpu().numpy()
+            row |= {f"{part}/{name}": int(n) for name, n in zip(_COUNTS, counts.ravel(), strict=True)}
+            confusions[f"{part}_confusion"].reset()
+        self.rows.append(row)
+        # Nine digits give a float32 back exactly.
+        write_text(self.folder / "metrics.csv", self.history().to_csv(index=False, float_format="%.9g"))
+
+        board = _board(trainer)
+        if board is not None:
+            scalars = {name: value for name, value in row.items() if name not in ("epoch", "step")}
+            board.log_metrics(
+                {k: v for k, v in scalars.items() if math.isfinite(v)}, step=trainer.current_epoch
+            )
+            figure = figures.confusion_figure(counts, f"validation, epoch {trainer.current_epoch}")
+            board.experiment.add_figure("val/confusion", figure, trainer.current_epoch)
+
+
+def _board(trainer: L.Trainer) -> TensorBoardLogger | None:
+    return next((log for log in trainer.loggers if isinstance(log, TensorBoardLogger)), None)

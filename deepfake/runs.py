@@ -1,0 +1,126 @@
+"""Run folders: where a run lives, whether it is complete, and files that are whole or absent."""
+
+import hashlib
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from deepfake.config import TrainConfig
+from deepfake.errors import UserError
+
+# Settings that do not change what is learned: the same run with another value is the same run.
+_INCIDENTAL = {
+    "": ("output_dir", "name", "force", "logger"),
+    "data": ("cache", "cache_dir", "workers"),
+    "trainer": ("name", "progress"),
+}
+
+STATUS, SUMMARY = "status.json", "summary.json"
+
+
+def run_key(cfg: TrainConfig) -> str:
+    """Eight hexadecimal digits of the sha256 of every setting that changes what is learned."""
+    settings = asdict(cfg)
+    for section, names in _INCIDENTAL.items():
+        for name in names:
+            (settings[section] if section else settings).pop(name)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def run_name(cfg: TrainConfig) -> str:
+    """Readable part and key, such as efficientnet-u2-plateau-s0-1a2b3c4d."""
+    model = cfg.model.timm if cfg.model.name == "timm" else cfg.model.name
+    readable = cfg.name or f"{model}-u{cfg.unfreeze}-{cfg.scheduler.name}-s{cfg.seed}"
+    return f"{readable}-{run_key(cfg)}".replace("/", "_")
+
+
+def run_folder(cfg: TrainConfig) -> Path:
+    return Path(cfg.output_dir).expanduser() / run_name(cfg)
+
+
+def is_complete(folder: Path) -> bool:
+    return read_status(folder) == "complete"
+
+
+def read_status(folder: Path) -> str | None:
+    """running, failed, complete, or None where there is no readable status."""
+    try:
+        return str(json.loads((folder / STATUS).read_text())["status"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def begin(folder: Path) -> None:
+    """Make a fresh run folder; what an earlier, unfinished or replaced run left is set aside, not deleted.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    try:
+        if folder.exists():
+            aside = folder.parent / ".replaced" / f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            folder.rename(aside)
+        folder.mkdir(parents=True)
+        write_json(folder / STATUS, {"status": "running"})
+    except OSError as error:
+        raise UserError(
+            f"output_dir: expected a folder that can be written, found {folder.parent} ({error.strerror}). "
+            f"Name another with output_dir=..."
+        ) from error
+
+
+def finish(folder: Path, status: str, message: str = "") -> None:
+    """Record how a run ended; "complete" comes last of all files."""
+    write_json(folder / STATUS, {"status": status, "message": message})
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a file so that a reader, or a crash, finds the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).chmod(0o644)  # temporary files are private by default
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, as they were when the run was made."""
+    import torch  # only where a run is really made
+
+    packages = ("deepfake", "torch", "torchvision", "lightning", "torchmetrics", "timm", "hydra-core")
+    packages += ("omegaconf", "numpy", "pandas", "pillow", "opencv-python-headless")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed as a package"
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "packages": versions,
+    }

@@ -1,0 +1,77 @@
+"""One job and many: errors a person can read, a sweep that finishes every job and then says what is missing."""
+
+import json
+import math
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from rich.console import Console
+
+from deepfake.config import TrainConfig, parse_train
+from deepfake.console import say_error
+from deepfake.errors import UserError
+from deepfake.recap import compare
+from deepfake.runs import run_folder, write_json
+
+_JOBS = "jobs"  # folder in the sweep's: one file a job, so that it works whatever process ran the job
+
+
+def job(composed: DictConfig, run: Callable[[TrainConfig], float]) -> float:
+    """Run one job of a command line.
+
+    Alone, a user's mistake is printed in one line and ends with status 2. In a sweep a failure of any kind is
+    written down, the value is NaN, and the next job starts; `Comparison` ends the sweep with the list.
+    """
+    hydra_cfg = HydraConfig.get()
+    if hydra_cfg.mode != RunMode.MULTIRUN:
+        try:
+            return run(parse_train(composed))
+        except UserError as error:
+            say_error(str(error))
+            sys.exit(2)
+
+    overrides = " ".join(hydra_cfg.overrides.task)
+    record = Path(hydra_cfg.sweep.dir, _JOBS, f"{hydra_cfg.job.num}.json")
+    entry: dict[str, Any] = {"overrides": overrides, "status": "running", "run": None, "message": "ended abruptly"}
+    write_json(record, entry)
+    Console(stderr=True).rule(f"job {hydra_cfg.job.num}: {overrides}", align="left")
+    try:
+        cfg = parse_train(composed)
+        entry["run"] = str(run_folder(cfg))
+        value = run(cfg)
+    except Exception as error:
+        entry |= {"status": "failed", "message": f"{error}" if isinstance(error, UserError) else repr(error)}
+        write_json(record, entry)
+        if isinstance(error, UserError):
+            say_error(str(error))
+        else:
+            traceback.print_exc()
+        return math.nan
+    write_json(record, entry | {"status": "complete", "message": ""})
+    return value
+
+
+class Comparison(Callback):
+    """At the end of a sweep: the comparison of its runs, and status 1 with a list if a job is missing."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        files = sorted((folder / _JOBS).glob("*.json"), key=lambda f: int(f.stem))
+        jobs = [json.loads(file.read_text()) for file in files]
+        complete = [Path(job["run"]) for job in jobs if job["status"] == "complete"]
+        failed = [job for job in jobs if job["status"] != "complete"]
+        if complete:
+            compare(list(dict.fromkeys(complete)), folder)
+        if failed:
+            say_error(f"{len(failed)} of {len(jobs)} jobs failed; the others are complete.")
+            for job in failed:
+                say_error(f"  {job['overrides']}: {job['message']}")
+            say_error("Run the same command again: only what is missing is run.")
+            sys.exit(1)

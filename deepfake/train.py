@@ -1,0 +1,31 @@
+"""Train one network, or with -m a sweep: `python -m deepfake.train --help`."""
+
+import hydra
+from omegaconf import DictConfig
+
+from deepfake import sweep
+from deepfake.config import TrainConfig, conf_dir
+
+
+def run(cfg: TrainConfig) -> float:
+    """Train, judge the best checkpoint, leave a run folder that stands alone.
+
+    Returns:
+        The best epoch's value of what the detector monitors (validation loss); lower is better.
+
+    Raises:
+        UserError: settings, data or weights do not fit; nothing is left that a later run takes for complete.
+    """
+    from deepfake.training import train  # imports torch: --help and refused settings need not wait for it
+
+    return train(cfg)
+
+
+@hydra.main(version_base="1.3", config_path=conf_dir(), config_name="train")
+def main(cfg: DictConfig) -> float:
+    """Entry point of the command."""
+    return sweep.job(cfg, run)
+
+
+if __name__ == "__main__":
+    main()
