@@ -11,7 +11,6 @@ from rich.console import Console
 from deepfake.config import RecapConfig, conf_dir, parse_recap
 from deepfake.console import say_error
 from deepfake.errors import UserError
-from deepfake.reporting import comparison
 
 
 def compare(folders: Sequence[Path], output: Path) -> None:
@@ -20,6 +19,8 @@ def compare(folders: Sequence[Path], output: Path) -> None:
     Raises:
         UserError: there is no complete run in any of them.
     """
+    from deepfake.reporting import comparison  # imports pandas and matplotlib: --help need not wait for them
+
     summaries = comparison.load_runs(folders)
     files = comparison.write_comparison(summaries, output)
     console = Console()

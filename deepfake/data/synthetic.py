@@ -20,8 +20,8 @@ The trace of each generator, in the power spectrum (frequencies in cycles per pi
   pixels get unequal sums of the kernel, a checkerboard. The first layer's has period 4 in the picture: peaks
   at (0, 1/4), (1/4, 0), (1/4, 1/4) and (1/4, -1/4); the second layer's has period 2: peaks at (0, 1/2),
   (1/2, 0) and (1/2, 1/2). Their products, at (1/4, 1/2) and (1/2, 1/4), are too weak to count on.
-- `1-Bilinear` (bilinear x2, then a 3x3 convolution): no peak. The high frequencies fade, by 2 dB or more from
-  0.25 on and by 5 dB towards the corner (1/2, 1/2).
+- `1-Bilinear` (bilinear x2, then a 3x3 convolution): no peak. The high frequencies fade, by about 2 dB from
+  0.25 on and 5 dB towards the corner (1/2, 1/2).
 - `1-PixelShuffle` (four 3x3 kernels, interleaved, that differ slightly): peaks at (0, 1/2), (1/2, 0) and
   (1/2, 1/2).
 
@@ -79,7 +79,7 @@ SOURCES: dict[str, Camera | Generator] = {
     "0-CameraB": Camera(blur=0.75, shot=0.0010, read=0.007, red=(1, 0), demosaic=cv2.COLOR_BayerGR2RGB_EA),
     "1-Nearest": Generator("nearest", detail=0.9, unevenness=(0.0,)),
     "1-Transposed": Generator("transposed", detail=0.9, unevenness=(0.016, 0.004)),
-    "1-Bilinear": Generator("bilinear", detail=0.5, unevenness=(0.0,)),
+    "1-Bilinear": Generator("bilinear", detail=0.6, unevenness=(0.0,)),
     "1-PixelShuffle": Generator("shuffle", detail=0.9, unevenness=(0.005,)),
 }
 """Each folder name, `0-` real or `1-` fake, and what makes its pictures."""

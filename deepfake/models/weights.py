@@ -6,9 +6,9 @@ Every source fills the whole network or fails: no layer is ever left at random v
 from __future__ import annotations
 
 import hashlib
+import http.client
 import importlib
 import os
-import pickle
 import re
 import threading
 import urllib.error
@@ -20,7 +20,6 @@ from typing import Any
 import huggingface_hub
 import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models.densenet import DenseNet
 from timm.models.efficientnet import EfficientNet
@@ -145,16 +144,16 @@ def _answers(url: str) -> bool:
     answered = threading.Event()
 
     def ask() -> None:
-        request = urllib.request.Request(url, method="HEAD")  # noqa: S310 - https, or the mirror the user set
         try:
+            request = urllib.request.Request(url, method="HEAD")  # noqa: S310 - https, or the user's mirror
             with urllib.request.urlopen(request, timeout=PROBE_SECONDS):  # noqa: S310
                 answered.set()
         except urllib.error.HTTPError as error:
             # 401, 404: a hub that has the file under another name. Others: a proxy or a broken server.
             if error.code in (401, 404):
                 answered.set()
-        except (OSError, ValueError):
-            pass
+        except (OSError, ValueError, http.client.HTTPException):
+            pass  # nobody there, no such address, or no web server
 
     # In a thread, because the look-up of a host's name knows no time limit.
     asking = threading.Thread(target=ask, daemon=True)
@@ -252,7 +251,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # damaged bytes lead anywhere: from KeyError to struct.error
         raise UserError(
             f"{path} could not be read as weights: it is damaged, or holds more than tensors "
             f"({type(error).__name__}); save the network's state_dict() alone, best as .safetensors"

@@ -195,7 +195,7 @@ def image_grid(images: NDArray[np.uint8], titles: Sequence[str], columns: int = 
     height = width * images.shape[1] / images.shape[2] + 0.14 * lines + 0.1
     # Two columns are the least that leaves room for the title.
     total = width * max(columns, 2)
-    heading = "\n".join(textwrap.wrap(title, int(10 * total)))
+    heading = "\n".join(textwrap.wrap(title, int(8.5 * total)))
     figure = Figure(
         figsize=(total, height * rows + 0.1 + 0.25 * (heading.count("\n") + 1) * bool(heading)),
         layout="constrained",

@@ -1,5 +1,6 @@
 import copy
 import pickle
+from collections.abc import Iterator
 
 import pytest
 import timm
@@ -37,6 +38,14 @@ GENERIC = {
     "swin_tiny_patch4_window7_224": ["patch_embed", "layers.0", "layers.1", "layers.2", "layers.3+norm"],
 }
 SIZE = 64  # the least at which every one of these networks still has a map to pool
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on maps this small, more of them wait for each other
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +153,11 @@ def test_a_module_without_weights_goes_with_what_it_feeds() -> None:
 
 
 def test_a_buffer_that_closes_the_stack_is_no_stage_of_its_own() -> None:
-    assert build_backbone("eva02_tiny_patch14_224", "none").stages[-1].members == ("pos_drop", "rope", "blocks.11")
+    assert build_backbone("eva02_tiny_patch14_224", "none").stages[-1].members == (
+        "pos_drop",
+        "rope",
+        "blocks.11",
+    )
 
 
 def test_input_spec_is_that_of_the_pretrained_network(backbones: dict[str, Backbone]) -> None:

@@ -82,7 +82,7 @@ def test_load_passes_over_hidden_folders_and_what_lies_inside_a_run(tmp_path: Pa
 
 def test_load_takes_each_run_once(tmp_path: Path) -> None:
     run = written(tmp_path / "run")
-    assert names(load_runs([tmp_path, run, tmp_path / "." / "run"])) == ["run"]
+    assert names(load_runs([tmp_path, run, run / ".." / "run"])) == ["run"]
 
 
 def test_load_tells_what_is_missing(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_confusion_shows_counts_and_row_percentages() -> None:
 
 
 def test_long_titles_are_not_cut_off() -> None:
-    title = "efficientnet-u2-plateau-s0-1a2b3c4d, " * 3
+    title = "of the model named " * 8
     history = pd.DataFrame({"epoch": [0], "val/loss": [0.5]})
     assert not cut_off(figures.confusion_figure(np.full((2, 2), 123456), title))
     assert not cut_off(figures.curve_figure(history, "loss", 0, title))
@@ -174,6 +174,12 @@ def test_comparison_fits_any_number_of_runs(n: int, name: str) -> None:
     assert max(box.x1 for box in names) < left
     # Rows are equally high, so letters are as well readable in the fortieth row as in the first.
     assert panels[0].bbox.height / figure.dpi == pytest.approx(0.32 * n)
+
+
+def test_a_very_long_name_does_not_widen_the_picture() -> None:
+    figure = figures.comparison_figure(runs(2, "run {} " + "long " * 100))
+    assert figure.get_size_inches()[0] < 15
+    assert not cut_off(figure)
 
 
 def test_comparison_draws_dots_and_whiskers_in_table_order() -> None:
