@@ -75,10 +75,10 @@ class SyntheticConfig(DataConfig):
 @dataclass
 class AugmentConfig:
     name: str = "study"
-    rotation: float = 0.0  # degrees to either side
-    translation: float = 0.0  # share of the side, to either side
-    flip: float = 0.0  # probability
-    brightness: float = 0.0  # factor within 1 +- this
+    rotation: float = 15.0  # degrees to either side
+    translation: float = 0.1  # share of the side, to either side
+    flip: float = 0.5  # probability
+    brightness: float = 0.2  # factor within 1 +- this
 
 
 @dataclass
@@ -114,6 +114,8 @@ class TrainConfig:
     accumulate: int = 4  # batches a step
     lr: float = 1e-4
     patience: int | None = 3  # epochs; None = no early stopping
+    cache: str = "auto"  # auto | off
+    cache_max_gb: float = 20.0
     output_dir: str = "outputs"
     name: str | None = None
     force: bool = False
@@ -141,9 +143,7 @@ def parse_train(cfg: DictConfig) -> TrainConfig:
     Raises:
         UserError: an unknown, missing, ill-typed or contradictory setting, named.
     """
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    if not isinstance(settings, dict):
-        raise UserError(f"expected a mapping of settings, found {type(settings).__name__}.")
+    settings = _plain(cfg)
     data = settings.get("data") or {}
     if data.get("name") == "synthetic" and data.get("root") is not None:
         settings["data"] = _own_folder(data)
@@ -167,9 +167,28 @@ def _absolute(path: str) -> str:
 
 def parse_recap(cfg: DictConfig) -> RecapConfig:
     """Composed configuration of the comparison to typed settings; refuses what is unknown by name."""
-    typed = _typed(RecapConfig(), OmegaConf.to_container(cfg, resolve=True))
+    typed = _typed(RecapConfig(), _plain(cfg))
     assert isinstance(typed, RecapConfig)  # noqa: S101 - for the type checker
+    runs = typed.runs if isinstance(typed.runs, list) else [typed.runs]
+    _expect(
+        bool(runs) and all(isinstance(run, str) and run for run in runs),
+        f"runs={typed.runs}",
+        "a folder, or a list [A,B] of folders",
+    )
     return typed
+
+
+def _plain(cfg: DictConfig) -> dict[Any, Any]:
+    try:
+        settings = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise _refusal(error) from error
+    assert isinstance(settings, dict)  # noqa: S101 - for the type checker
+    return settings
+
+
+def _refusal(error: OmegaConfBaseException) -> UserError:
+    return UserError(f"{error.full_key or 'settings'}: {str(error).splitlines()[0]}.")
 
 
 def _own_folder(data: dict[str, Any]) -> dict[str, Any]:
@@ -206,8 +225,7 @@ def _typed(schema: Any, settings: Any) -> Any:
             raise UserError(f"{missing[0]} is missing: add {missing[0]}=VALUE to the command.")
         return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{error.full_key or 'settings'}: {reason}.") from error
+        raise _refusal(error) from error
 
 
 def _unknown_keys(schema: Any, settings: Any, prefix: str = "") -> tuple[str, list[str]] | None:
@@ -230,13 +248,13 @@ def _check(c: TrainConfig) -> None:
     )
     for name in ("epochs", "batch_size", "accumulate"):
         _expect(getattr(c, name) >= 1, f"{name}={getattr(c, name)}", "a whole number of at least 1")
-    _expect(c.seed >= 0, f"seed={c.seed}", "a whole number of at least 0")
+    _expect(0 <= c.seed < 2**32, f"seed={c.seed}", "a whole number from 0 to 4294967295")
     _expect(c.lr > 0, f"lr={c.lr}", "a number above 0, such as 1e-4")
     _expect(c.patience is None or c.patience >= 1, f"patience={c.patience}", "at least 1, or null for none")
     _expect(0 <= c.model.drop_rate < 1, f"model.drop_rate={c.model.drop_rate}", "a share in [0, 1)")
     _expect(
         c.name is None or (c.name not in ("", ".", "..") and not set(c.name) & set("/\\\0\n")),
-        f"name={c.name}",
+        f"name={c.name!r}",
         "one folder name, without slashes",
     )
 
@@ -257,6 +275,8 @@ def _check(c: TrainConfig) -> None:
         )
         _expect(0 <= s.final_factor <= 1, f"scheduler.final_factor={s.final_factor}", "a share in [0, 1]")
 
+    _expect(c.cache in ("auto", "off"), f"cache={c.cache}", "auto or off")
+    _expect(c.cache_max_gb > 0, f"cache_max_gb={c.cache_max_gb}", "a number of gigabytes above 0")
     d = c.data
     _expect(
         len(d.fractions) == 3 and min(d.fractions) > 0 and abs(sum(d.fractions) - 1) < 1e-6,

@@ -31,9 +31,7 @@ def progress(what: str, total: int, show: bool = True) -> Iterator[Callable[[], 
 @contextmanager
 def logging_to_terminal() -> Iterator[None]:
     """The project's own messages on standard error, with the time."""
-    handler = RichHandler(
-        console=Console(stderr=True), show_path=False, show_level=False, log_time_format="%H:%M:%S"
-    )
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False, log_time_format="%H:%M:%S")
     # Lightning's remarks (which device, tips) go into the run's log, not on the terminal.
     _lightning.handlers.clear()
     with _handled(log, handler):

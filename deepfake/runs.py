@@ -1,11 +1,11 @@
-"""Run folders: where a run lives, whether it is complete, and files that are whole or absent."""
+"""Run folders: where a run lives, and whether it is complete."""
 
 import hashlib
 import json
 import os
 import platform
+import secrets
 import sys
-import tempfile
 import time
 from dataclasses import asdict
 from importlib import metadata
@@ -14,13 +14,19 @@ from typing import Any
 
 from deepfake.config import TrainConfig
 from deepfake.errors import UserError
+from deepfake.files import write_json
 
 # Settings that do not change what is learned: the same run with another value is the same run.
 _INCIDENTAL = {
-    "": ("output_dir", "name", "force", "logger"),
+    "": ("output_dir", "name", "force", "logger", "cache", "cache_max_gb"),
     "data": ("cache", "cache_dir", "workers"),
     "trainer": ("name", "progress"),
 }
+
+_PACKAGES = (
+    "deepfake", "torch", "torchvision", "lightning", "torchmetrics", "timm", "hydra-core", "omegaconf", "numpy",
+    "pandas", "pillow", "opencv-python-headless",
+)  # fmt: skip
 
 STATUS, SUMMARY = "status.json", "summary.json"
 
@@ -65,7 +71,9 @@ def begin(folder: Path) -> None:
     """
     try:
         if folder.exists():
-            aside = folder.parent / ".replaced" / f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+            aside = (
+                folder.parent / ".replaced" / f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
+            )
             aside.parent.mkdir(parents=True, exist_ok=True)
             folder.rename(aside)
         folder.mkdir(parents=True)
@@ -82,34 +90,12 @@ def finish(folder: Path, status: str, message: str = "") -> None:
     write_json(folder / STATUS, {"status": status, "message": message})
 
 
-def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, content: str) -> None:
-    """Write a file so that a reader, or a crash, finds the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).chmod(0o644)  # temporary files are private by default
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 def environment() -> dict[str, Any]:
     """Versions and hardware, as they were when the run was made."""
     import torch  # only where a run is really made
 
-    packages = ("deepfake", "torch", "torchvision", "lightning", "torchmetrics", "timm", "hydra-core")
-    packages += ("omegaconf", "numpy", "pandas", "pillow", "opencv-python-headless")
     versions = {}
-    for package in packages:
+    for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

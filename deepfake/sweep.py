@@ -17,8 +17,9 @@ from rich.console import Console
 from deepfake.config import TrainConfig, parse_train
 from deepfake.console import say_error
 from deepfake.errors import UserError
+from deepfake.files import write_json
 from deepfake.recap import compare
-from deepfake.runs import run_folder, write_json
+from deepfake.runs import run_folder
 
 _JOBS = "jobs"  # folder in the sweep's: one file a job, so that it works whatever process ran the job
 
@@ -39,7 +40,12 @@ def job(composed: DictConfig, run: Callable[[TrainConfig], float]) -> float:
 
     overrides = " ".join(hydra_cfg.overrides.task)
     record = Path(hydra_cfg.sweep.dir, _JOBS, f"{hydra_cfg.job.num}.json")
-    entry: dict[str, Any] = {"overrides": overrides, "status": "running", "run": None, "message": "ended abruptly"}
+    entry: dict[str, Any] = {
+        "overrides": overrides,
+        "status": "running",
+        "run": None,
+        "message": "ended abruptly",
+    }
     write_json(record, entry)
     Console(stderr=True).rule(f"job {hydra_cfg.job.num}: {overrides}", align="left")
     try:

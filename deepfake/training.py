@@ -32,8 +32,10 @@ from deepfake.data.split import expect_both_classes, split
 from deepfake.data.synthetic import make_faces
 from deepfake.errors import UserError
 from deepfake.evaluation.metrics import bootstrap_intervals, scores
+from deepfake.files import write_json, write_text
 from deepfake.models.backbones import build_backbone
 from deepfake.models.detector import Detector
+from deepfake.models.trunk import StoredTrunk, TrunkStore, stored_depth
 from deepfake.reporting import figures
 from deepfake.reporting.recorder import Recorder
 
@@ -72,10 +74,7 @@ def catalogue(cfg: TrainConfig) -> tuple[pd.DataFrame, pd.DataFrame, Path]:
         UserError: no data, a class or part without images, one image under two labels.
     """
     data = cfg.data
-    if isinstance(data, SyntheticConfig):
-        root = _synthetic_root(data)
-    else:
-        root = Path(str(data.root))
+    root = _synthetic_root(data) if isinstance(data, SyntheticConfig) else Path(str(data.root))
     found = read_manifest(root, data.manifest) if data.manifest else find_images(root)
     found = limit_images(found, data.limit)
     with progress("reading images", len(found), cfg.trainer.progress) as advance:
@@ -132,6 +131,9 @@ def _fit_and_judge(
         f"{freezing.total_weights:,}",
     )
 
+    depth = stored_depth(detector.backbone)
+    # A try of a few batches an epoch needs only those: there is nothing to share.
+    share = cfg.cache == "auto" and depth > 0 and cfg.trainer.max_batches is None
     how = Augmentation(**{k: v for k, v in asdict(cfg.augment).items() if k != "name"})
     data = FaceDataModule(
         manifest,
@@ -143,9 +145,21 @@ def _fit_and_judge(
         workers=cfg.data.workers,
         cache=Path(cfg.data.cache_dir).expanduser() if cfg.data.cache else None,
         max_megapixels=cfg.data.max_megapixels,
+        provided=share,
     )
     if cfg.data.cache:
         _prepare(cfg, data)
+    stored: list[L.Callback] = []
+    if share:
+        store = TrunkStore(
+            detector.backbone,
+            depth,
+            Path(cfg.data.cache_dir).expanduser() / "trunk",
+            cfg.trainer.precision,
+            cfg.cache_max_gb,
+        )
+        trunk = StoredTrunk(store, cfg.epochs, cfg.trainer.progress)
+        stored = [trunk] if trunk.fits(data) else []
 
     recorder = Recorder(folder, cfg.logger.image_grid)
     board = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
@@ -158,7 +172,7 @@ def _fit_and_judge(
         auto_insert_metric_name=False,
         enable_version_counter=False,
     )
-    callbacks: list[L.Callback] = [recorder, best]
+    callbacks: list[L.Callback] = [recorder, *stored, best]
     if cfg.patience is not None:
         callbacks.append(EarlyStopping(detector.monitor, mode=detector.mode, patience=cfg.patience))
     if cfg.logger.tensorboard:
@@ -175,19 +189,20 @@ def _fit_and_judge(
         raise KeyboardInterrupt
     if best.best_model_score is None or not math.isfinite(float(best.best_model_score)):
         raise UserError(
-            f"{detector.monitor} was never a finite number: expected at least one epoch with one. Lower lr (now {cfg.lr:g})."
+            f"{detector.monitor} was never a finite number: expected at least one epoch with one. "
+            f"Lower lr (now {cfg.lr:g})."
         )
     fit_seconds = time.monotonic() - began
 
     # Every figure reported from here on is of the best checkpoint. Its own trainer: no dashboard, so that the
     # curves of the fit are not written over.
-    judge = _trainer(cfg, logger=False, callbacks=[], enable_checkpointing=False)
+    judge = _trainer(cfg, logger=False, callbacks=stored, enable_checkpointing=False)
     verdicts: dict[str, Any] = {}
     best_epoch = int(torch.load(best.best_model_path, weights_only=True, map_location="cpu")["epoch"])
     for part, look in (("val", judge.validate), ("test", judge.test)):
         look(detector, datamodule=data, ckpt_path=best.best_model_path, weights_only=True, verbose=False)
         predictions = _predictions(detector, data.rows(part))
-        runs.write_text(folder / f"{part}_predictions.csv", predictions.to_csv(index=False, float_format="%.9g"))
+        write_text(folder / f"{part}_predictions.csv", predictions.to_csv(index=False, float_format="%.9g"))
         verdicts[part] = _verdict(predictions, float(judge.callback_metrics[f"{part}/loss"]))
         _write_confusion(folder, part, verdicts[part], best_epoch)
 
@@ -217,7 +232,7 @@ def _fit_and_judge(
         "train": {k.removeprefix("train/"): float(v) for k, v in best_row.items() if k.startswith("train/")},
         **verdicts,
     }
-    runs.write_json(folder / runs.SUMMARY, _without_nan(summary))
+    write_json(folder / runs.SUMMARY, _without_nan(summary))
     if cfg.logger.tensorboard:
         _log_hparams(board, cfg, summary, verdicts, best_epoch)
     _say(summary, folder)
@@ -248,11 +263,11 @@ def _write_inputs(
 ) -> None:
     settings = asdict(cfg)
     settings["data"]["root"] = str(root)
-    runs.write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-    runs.write_json(folder / "environment.json", runs.environment())
-    runs.write_text(folder / "manifest.csv", manifest.to_csv(index=False))
+    write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    write_json(folder / "environment.json", runs.environment())
+    write_text(folder / "manifest.csv", manifest.to_csv(index=False))
     if len(unreadable):
-        runs.write_text(folder / "unreadable.csv", unreadable.to_csv(index=False))
+        write_text(folder / "unreadable.csv", unreadable.to_csv(index=False))
 
 
 def _describe(manifest: pd.DataFrame) -> str:
@@ -266,7 +281,10 @@ def _describe(manifest: pd.DataFrame) -> str:
 def _prepare(cfg: TrainConfig, data: FaceDataModule) -> None:
     """Decode all images once, with every core, before the first step needs them."""
     jobs = [(data.root / row.path, row.sha256) for row in data.manifest.itertuples()]
-    with progress("preparing images", len(jobs), cfg.trainer.progress) as advance, ThreadPoolExecutor() as pool:
+    with (
+        progress("preparing images", len(jobs), cfg.trainer.progress) as advance,
+        ThreadPoolExecutor() as pool,
+    ):
         for _ in pool.map(lambda job: data.images.read(*job), jobs):
             advance()
 
@@ -296,7 +314,7 @@ def _verdict(predictions: pd.DataFrame, loss: float) -> dict[str, Any]:
 def _write_confusion(folder: Path, part: str, verdict: dict[str, Any], epoch: int) -> None:
     counts = np.array([[verdict["tn"], verdict["fp"]], [verdict["fn"], verdict["tp"]]], dtype=np.int64)
     table = pd.DataFrame(counts, index=["real", "fake"], columns=["predicted real", "predicted fake"])
-    runs.write_text(folder / f"confusion_{part}.csv", table.to_csv(index_label="truth"))
+    write_text(folder / f"confusion_{part}.csv", table.to_csv(index_label="truth"))
     name = {"val": "validation", "test": "test"}[part]
     figure = figures.confusion_figure(counts, f"{name}, best checkpoint (epoch {epoch})")
     figures.save(figure, folder / "figures" / f"confusion_{part}.png")
@@ -346,7 +364,8 @@ def _say(summary: dict[str, Any], folder: Path) -> None:
         log.info(
             "%-10s accuracy %.3f [%.3f, %.3f], AUROC %.3f [%.3f, %.3f] on %d images, %.0f%% generated "
             "(always the larger class: %.3f)",
-            name, v["accuracy"], low, high, v["auroc"], a_low, a_high, v["n"], 100 * v["prevalence"], v["majority"],
+            name, v["accuracy"], low, high, v["auroc"], a_low, a_high, v["n"], 100 * v["prevalence"],
+            v["majority"],
         )  # fmt: skip
     log.info(
         "           figures of the best epoch by %s, %d of %d (from 0); %.0f s",

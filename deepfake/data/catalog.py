@@ -15,7 +15,7 @@ from deepfake.errors import UserError
 
 COLUMNS = ["path", "label", "source", "group", "sha256", "width", "height", "format", "mode", "bytes", "note"]
 
-_SOURCE = re.compile(r"^([01])[-_](.+)$")
+_SOURCE = re.compile(r"[01][-_].", re.DOTALL)
 
 
 def find_images(root: Path) -> pd.DataFrame:
@@ -41,10 +41,12 @@ def find_images(root: Path) -> pd.DataFrame:
             f"Rename your folders, or name a CSV with the columns path and label as data.manifest."
         )
     rows = []
-    seen: set[Path] = set()  # links may lead to the same file or back up the tree
+    # Links may lead to a file twice. Under the other label it is kept, for `scan` to refuse.
+    seen: dict[int, set[str]] = {0: set(), 1: set()}
     for folder in folders:
-        for path in _walk(folder, seen):
-            label = int(folder.name[0])
+        label = int(folder.name[0])
+        for path in _walk(folder, root, seen[label]):
+            _expect_unicode(path)
             rows.append((path.relative_to(root).as_posix(), label, folder.name, ""))
     table = pd.DataFrame(rows, columns=["path", "label", "source", "group"])
     _expect_both_classes(table, str(root))
@@ -55,15 +57,20 @@ def read_manifest(root: Path, manifest: str) -> pd.DataFrame:
     """Images named in a CSV below root, with at least the columns path and label.
 
     Returns:
-        As `find_images`; source defaults to the first folder of the path, group to empty.
+        As `find_images`; source defaults to the first folder of the path, marked with the label, group to empty.
 
     Raises:
-        UserError: the file or a column is missing, a label is not 0 or 1, a path leads out of root.
+        UserError: the file or a column is missing, a label is not 0 or 1, a path leads out of root, is empty or
+            has both labels.
     """
     file = root / manifest
     if not file.is_file():
         raise UserError(f"data.manifest={manifest}: expected a CSV file below {root}, found none there.")
-    table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    try:
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except ValueError as error:  # empty, not UTF-8, rows of unequal length
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file}: expected a CSV file in UTF-8, found one that cannot be read: {reason}.") from error
     for column in ("path", "label"):
         if column not in table:
             raise UserError(
@@ -75,22 +82,29 @@ def read_manifest(root: Path, manifest: str) -> pd.DataFrame:
             f"{file}: expected labels 0 (real) or 1 (generated), found {wrong['label'].iloc[0]!r} "
             f"for {wrong['path'].iloc[0]!r}."
         )
-    inside = root.resolve()
+    inside = _real(root)
     for path in table["path"]:
-        if not (root / path).resolve().is_relative_to(inside):
+        if not path or "\0" in path:
+            raise UserError(f"{file}: expected the path of an image in every row, found {path!r}.")
+        if not Path(_real(root / path)).is_relative_to(inside):
             raise UserError(f"{file}: {path!r} leads out of {root}. Paths must stay below data.root.")
     table["label"] = table["label"].astype(int)
     if "source" not in table:
-        table["source"] = [f"{label}-{Path(p).parts[0]}" for p, label in zip(table["path"], table["label"], strict=True)]
+        table["source"] = [_source(p, label) for p, label in zip(table["path"], table["label"], strict=True)]
     if "group" not in table:
         table["group"] = ""
+    for path in table.loc[table.groupby("path")["label"].transform("nunique") > 1, "path"].head(1):
+        raise UserError(f"{file}: {path!r} is labelled both real and generated. Remove the wrong row.")
     table = table.drop_duplicates("path").sort_values("path", ignore_index=True)
     _expect_both_classes(table, str(file))
     return table[["path", "label", "source", "group"]]
 
 
 def scan(
-    table: pd.DataFrame, root: Path, max_megapixels: float = 64.0, advance: Callable[[], object] = lambda: None
+    table: pd.DataFrame,
+    root: Path,
+    max_megapixels: float = 64.0,
+    advance: Callable[[], object] = lambda: None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Decode every image once; keep what can be read.
 
@@ -135,18 +149,23 @@ def limit_images(table: pd.DataFrame, limit: int | None) -> pd.DataFrame:
     """
     if limit is None or limit >= len(table):
         return table
-    order = table["path"].map(lambda path: unit_hash("limit", path))
-    rank = order.groupby(table["source"]).rank(method="first", pct=True)
+    order = table["path"].map(lambda path: unit_hash("limit", path)).groupby(table["source"])
+    rank = (order.rank(method="first") - 0.5) / order.transform("size")
     # The images of smallest rank share over all sources: each source keeps the same share of its own.
     keep = rank.sort_values(kind="stable").index[:limit]
     return table.loc[table.index.isin(keep)].reset_index(drop=True)
 
 
-def _walk(folder: Path, seen: set[Path]) -> Iterable[Path]:
+def _real(path: str | Path) -> str:
+    return os.path.realpath(path)  # unlike Path.resolve, no error for a link to itself
+
+
+def _walk(folder: Path, root: Path, seen: set[str]) -> Iterable[Path]:
+    above = {_real(root), *map(str, Path(_real(root)).parents), *map(str, Path(_real(folder)).parents)}
     for parent, names, files in os.walk(folder, followlinks=True):
-        real = Path(parent).resolve()
-        if real in seen:
-            names.clear()  # a link back to where we were
+        real = _real(parent)
+        if real in seen or real in above:
+            names.clear()  # a link back to where we were, or up the tree and so into other folders
             continue
         seen.add(real)
         names[:] = sorted(name for name in names if not name.startswith("."))
@@ -154,10 +173,23 @@ def _walk(folder: Path, seen: set[Path]) -> Iterable[Path]:
             path = Path(parent, name)
             if name.startswith(".") or path.suffix.lower() not in SUFFIXES:
                 continue
-            target = path.resolve()
+            target = _real(path)
             if target not in seen:
                 seen.add(target)
                 yield path
+
+
+def _source(path: str, label: int) -> str:
+    parts = Path(path).parts
+    name = parts[0] if len(parts) > 1 else "images"
+    return name if _SOURCE.match(name) and int(name[0]) == label else f"{label}-{name}"
+
+
+def _expect_unicode(path: Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"expected file names in UTF-8, found {str(path)!r}. Rename that file.") from error
 
 
 def _expect_both_classes(table: pd.DataFrame, where: str) -> None:

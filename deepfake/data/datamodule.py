@@ -1,6 +1,7 @@
 """Batches of faces for Lightning: training images augmented, validation and test images clean."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +30,21 @@ class Faces(Dataset):
         self.sha256 = rows["sha256"].tolist()
         self.labels = rows["label"].tolist()
         self.images, self.how, self.seed = images, how, seed
+        self.stored: np.ndarray | None = None  # one row an image, in place of its pixels
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[np.ndarray, int, int]:
-        """Pixels uint8 (size, size, 3), label, index."""
+        """Pixels uint8 (size, size, 3), or the stored row where there are any; label, index."""
         view, index = item
+        if self.stored is not None:
+            return np.array(self.stored[index]), self.labels[index], index
         try:
             pixels = self.images.read(self.paths[index], self.sha256[index])
         except UnreadableImage as error:
             raise UserError(
-                f"{self.paths[index]} was readable when the run began and is not any more: {error}. "
+                f"{str(self.paths[index])!r} was readable when the run began and is not any more: {error}. "
                 f"Put it back, or start again."
             ) from error
         if self.how is not None:
@@ -67,6 +71,17 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return ((self.epoch, int(index)) for index in order)
 
 
+class _Loader(DataLoader):
+    """A loader process hands an error over as text with its stack trace; a user is told the message alone."""
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except UserError as error:
+            prefix = f"{UserError.__module__}.{UserError.__qualname__}: "
+            raise UserError(str(error).splitlines()[-1].removeprefix(prefix)) from error
+
+
 class FaceDataModule(L.LightningDataModule):
     """Train, validation and test loaders over a manifest.
 
@@ -80,6 +95,7 @@ class FaceDataModule(L.LightningDataModule):
         workers: loader processes.
         cache: folder of decoded images, None for none.
         max_megapixels: as the catalogue was scanned.
+        provided: rows will be provided in place of images, see `provide`.
     """
 
     def __init__(
@@ -93,11 +109,13 @@ class FaceDataModule(L.LightningDataModule):
         workers: int = 0,
         cache: Path | None = None,
         max_megapixels: float = 64.0,
+        provided: bool = False,
     ) -> None:
         super().__init__()
         self.manifest, self.root, self.spec, self.how = manifest, root, spec, how
-        self.seed, self.batch_size, self.workers = seed, batch_size, workers
+        self.seed, self.batch_size, self.workers, self.provided = seed, batch_size, workers, provided
         self.images = PreparedImages(spec, cache, max_megapixels)
+        self._fed: dict[str, Faces] = {}  # the datasets behind the loaders that Lightning holds
 
     def rows(self, part: str) -> pd.DataFrame:
         """The part's rows of the manifest; a batch's `index` counts them from 0."""
@@ -116,13 +134,18 @@ class FaceDataModule(L.LightningDataModule):
         return self._loader("test")
 
     def _loader(self, part: str) -> DataLoader:
-        dataset = self.dataset(part)
-        return DataLoader(
+        dataset = self._fed[part] = self.dataset(part)
+        return self._batches(dataset, EpochSampler(len(dataset), self.seed, shuffle=part == "train"))
+
+    def _batches(self, dataset: Faces, sampler: EpochSampler) -> DataLoader:
+        # Rows that the command provides later are not seen by other processes, and need none to be fast.
+        workers = 0 if self.provided else self.workers
+        return _Loader(
             dataset,
             batch_size=self.batch_size,
-            sampler=EpochSampler(len(dataset), self.seed, shuffle=part == "train"),
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
+            sampler=sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             collate_fn=collate,
             worker_init_fn=_one_thread,
             pin_memory=torch.cuda.is_available(),
@@ -130,17 +153,39 @@ class FaceDataModule(L.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
         """Normalise on the device: bytes travel, floats do not."""
-        return {**batch, "image": normalise(batch["image"], self.spec)}
+        return {**batch, "image": self.normalised(batch)} if "image" in batch else batch
+
+    def normalised(self, batch: dict[str, Tensor]) -> Tensor:
+        """The batch's images as the network wants them, float32 (N, 3, size, size)."""
+        return normalise(batch["image"], self.spec)
+
+    # What follows serves whoever computes something once for every image and view, and provides it in place of
+    # the images from then on.
+
+    def view_key(self, part: str, view: int) -> Any:
+        """Plain data that decides, with an image's content, the pixels of its view."""
+        if part != "train" or self.how == Augmentation():
+            return "clean"
+        return [asdict(self.how), self.seed, view]
+
+    def image_batches(self, part: str, view: int) -> DataLoader:
+        """All images of a part in the order of its rows, as they are in one view."""
+        dataset = self.dataset(part)
+        sampler = EpochSampler(len(dataset), self.seed, shuffle=False)
+        sampler.set_epoch(view)
+        return self._batches(dataset, sampler)
+
+    def provide(self, part: str, rows: np.ndarray | None) -> None:
+        """From now on a batch of that part holds `features`, these rows, in place of `image`; None: as before."""
+        self._fed[part].stored = rows
 
 
 def collate(items: list[tuple[np.ndarray, int, int]]) -> dict[str, Tensor]:
-    """Images uint8 (N, 3, H, W) laid out channels last, labels and indices int64 (N,)."""
-    pixels, labels, indices = zip(*items, strict=True)
-    return {
-        "image": torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2),
-        "label": torch.tensor(labels),
-        "index": torch.tensor(indices),
-    }
+    """Images uint8 (N, 3, H, W) laid out channels last, or features as they are; label and index int64 (N,)."""
+    arrays, labels, indices = zip(*items, strict=True)
+    stacked = torch.from_numpy(np.stack(arrays))
+    inputs = {"image": stacked.permute(0, 3, 1, 2)} if stacked.dtype == torch.uint8 else {"features": stacked}
+    return {**inputs, "label": torch.tensor(labels), "index": torch.tensor(indices)}
 
 
 def normalise(images: Tensor, spec: InputSpec) -> Tensor:

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +11,24 @@ from PIL import Image, ImageOps
 # Pillow opens by content, not by name; whatever is not in this list (EPS would start Ghostscript) is refused.
 # (MPO, a photograph with its preview behind it, opens as JPEG.)
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".ppm",
+    ".pgm",
+)
 BACKGROUND = (255, 255, 255)  # shown through transparent pixels
+
+# Pillow's own limit, a warning at 89 megapixels and an error at twice that, gives way to `max_megapixels`.
+Image.MAX_IMAGE_PIXELS = None
 
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -55,15 +70,10 @@ def read_image(path: Path, max_megapixels: float = 64.0) -> tuple[np.ndarray, Im
     if not content:
         raise UnreadableImage("file is empty")
     try:
-        with warnings.catch_warnings():
-            # Pillow's own size warning comes at 89 megapixels; the limit here is ours and is an error.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                return _decode(image, content, max_megapixels)
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return _decode(image, content, max_megapixels)
     except UnreadableImage:
         raise
-    except Image.DecompressionBombError as error:
-        raise UnreadableImage(f"more than {max_megapixels:g} megapixels") from error
     except Image.UnidentifiedImageError as error:
         raise UnreadableImage("not an image in a known format") from error
     except Exception as error:  # Pillow's decoders raise whatever their format's parser does
@@ -72,9 +82,7 @@ def read_image(path: Path, max_megapixels: float = 64.0) -> tuple[np.ndarray, Im
 
 def _decode(image: Image.Image, content: bytes, max_megapixels: float) -> tuple[np.ndarray, ImageFile]:
     if image.width * image.height > max_megapixels * 1e6:
-        raise UnreadableImage(
-            f"{image.width} x {image.height} pixels, more than {max_megapixels:g} megapixels"
-        )
+        raise UnreadableImage(f"{image.width} x {image.height} pixels, more than {max_megapixels:g} megapixels")
     frames = getattr(image, "n_frames", 1)
     # An MPO is a photograph with a preview behind it: no reason to warn.
     note = f"{frames} frames, first one used" if frames > 1 and image.format != "MPO" else ""

@@ -1,12 +1,13 @@
 """Images at the network's size, decoded once: one small file an image, named by content, shared by all runs."""
 
-import os
-import tempfile
+import contextlib
+import io
 from pathlib import Path
 
 import numpy as np
 
 from deepfake.data.images import UnreadableImage, read_image, resize
+from deepfake.files import write_bytes
 from deepfake.inputs import InputSpec
 
 _FORMAT = 1  # raise when decoding or resizing changes, so that old files are not mistaken for new ones
@@ -33,34 +34,19 @@ class PreparedImages:
         if self.cache is None:
             return self._prepare(path, sha256)
         file = self.cache / sha256[:2] / f"{sha256}.npy"
-        try:
-            return np.load(file)
-        except FileNotFoundError:
-            pass
-        except (ValueError, EOFError, OSError):
-            pass  # a damaged cache file is made again
+        with contextlib.suppress(Exception):  # absent, or damaged in any way: it is made again
+            cached = np.load(file)
+            if cached.shape == (self.spec.size, self.spec.size, 3) and cached.dtype == np.uint8:
+                return cached
         pixels = self._prepare(path, sha256)
-        try:
-            _write_whole(file, pixels)
-        except OSError:
-            pass  # a full or read-only disk costs speed, not the run
+        content = io.BytesIO()
+        np.save(content, pixels)
+        with contextlib.suppress(OSError):  # a full or read-only disk costs speed, not the run
+            write_bytes(file, content.getvalue(), durable=False)
         return pixels
 
     def _prepare(self, path: Path, sha256: str) -> np.ndarray:
         pixels, file = read_image(path, self.max_megapixels)
         if file.sha256 != sha256:
-            raise UnreadableImage(f"{path} has changed since it was catalogued")
+            raise UnreadableImage("has changed since it was catalogued")
         return resize(pixels, self.spec.size, self.spec.interpolation)
-
-
-def _write_whole(file: Path, pixels: np.ndarray) -> None:
-    """Another process sees the whole file or none."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.save(stream, pixels)
-        os.replace(name, file)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -202,9 +202,7 @@ def _gamma(light: Array) -> Array:
 # ------------------------------------------------------------------------------------------------- generators
 
 
-def generate(
-    rng: np.random.Generator, scene: Array, generator: Generator, layers: tuple[Layer, ...]
-) -> Array:
+def generate(rng: np.random.Generator, scene: Array, generator: Generator, layers: tuple[Layer, ...]) -> Array:
     """What `generator` makes of `scene`, (H, W, 3) linear light: (H, W, 3) display values, both in 0..1.
 
     A well-trained generator imitates camera pictures, blur and grain included, all but the mosaic.

@@ -180,9 +180,7 @@ def _checked(labels: NDArray, probabilities: NDArray, threshold: float) -> tuple
     """Fake or not, shape (N,), and P(fake) as float64, shape (N,); ValueError as promised by `scores`."""
     y, p = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
     if y.ndim != 1 or p.ndim != 1 or y.size != p.size:
-        raise ValueError(
-            f"expected labels and probabilities of one flat shape (N,), found {y.shape} and {p.shape}"
-        )
+        raise ValueError(f"expected labels and probabilities of one flat shape (N,), found {y.shape} and {p.shape}")
     if y.size == 0:
         raise ValueError("expected at least one image, found none")
     if not np.isin(y, (0, 1)).all():

@@ -106,17 +106,17 @@ class Backbone(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             return self.network.forward_head(features.float())  # type: ignore[operator]
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W) to logits (N, 2).
+    def forward(self, images: Tensor, start: int = 0) -> Tensor:
+        """Normalised images (N, 3, H, W), or what stage `start - 1` made of them, to logits (N, 2).
 
         No gradient passes below the first stage that trains.
         """
         if not self.splittable:
             return self.network(images)
-        if self.trunk_depth:
+        if start < self.trunk_depth:
             with torch.no_grad():
-                images = self.features(images, stop=self.trunk_depth)
-        return self.head(self.features(images, start=self.trunk_depth))
+                images = self.features(images, start, self.trunk_depth)
+        return self.head(self.features(images, start=max(start, self.trunk_depth)))
 
     def train(self, mode: bool = True) -> Self:
         """As any module's, except that frozen stages stay in eval mode."""
@@ -125,9 +125,7 @@ class Backbone(nn.Module):
         return self
 
 
-def build_backbone(
-    timm_name: str, weights: str, input_size: int | None = None, drop_rate: float = 0.0
-) -> Backbone:
+def build_backbone(timm_name: str, weights: str, input_size: int | None = None, drop_rate: float = 0.0) -> Backbone:
     """A timm network with a fresh classifier of two classes.
 
     Args:
@@ -155,9 +153,7 @@ def _create(timm_name: str, drop_rate: float) -> nn.Module:
     # A look-up first: create_model would take "hf-hub:..." for an order to download.
     if not timm.is_model(timm_name):
         nearest = difflib.get_close_matches(timm_name, timm.list_models(), n=3, cutoff=0.0)
-        raise UserError(
-            f"timm has no network named {timm_name!r}; the nearest names are {', '.join(nearest)}"
-        )
+        raise UserError(f"timm has no network named {timm_name!r}; the nearest names are {', '.join(nearest)}")
     try:
         return timm.create_model(timm_name, pretrained=False, drop_rate=drop_rate)
     except RuntimeError as error:  # the name's tag, after the dot, is unknown
@@ -196,8 +192,7 @@ def _resize_input(network: Any, timm_name: str, size: int, native: int) -> None:
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{timm_name} does not take input_size={size} ({reason}); "
-            f"leave it out for the network's own {native}"
+            f"{timm_name} does not take input_size={size} ({reason}); leave it out for the network's own {native}"
         ) from error
 
 

@@ -1,7 +1,7 @@
 """The LightningModule: a backbone, what of it trains, and how."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -13,6 +13,7 @@ from deepfake.errors import UserError
 from deepfake.evaluation.metrics import confusion, metric_collection
 from deepfake.models.backbones import Backbone
 from deepfake.models.freezing import freeze
+from deepfake.models.trunk import restored, stored_depth
 
 PARTS = ("train", "val", "test")
 
@@ -33,7 +34,7 @@ class Detector(L.LightningModule):
     """
 
     monitor = "val/loss"
-    mode = "min"
+    mode: Literal["min", "max"] = "min"
 
     def __init__(
         self,
@@ -84,13 +85,18 @@ class Detector(L.LightningModule):
         self.outputs.append((probabilities.cpu(), batch["label"].cpu(), batch["index"].cpu()))
 
     def _step(self, batch: dict[str, Tensor], part: str) -> tuple[Tensor, Tensor]:
-        logits = self.backbone(batch["image"]).float()
+        if "features" in batch:
+            logits = self.backbone(restored(batch["features"]), start=stored_depth(self.backbone))
+        else:
+            logits = self.backbone(batch["image"])
+        logits = logits.float()
         # The mean over the batch's images, as is: Lightning divides a copy of it for gradient accumulation.
         loss = F.cross_entropy(logits, batch["label"])
         probabilities = logits.detach().softmax(1)[:, 1]
         metrics: Any = self.metrics[f"{part}_metrics"]
         metrics.update(probabilities, batch["label"])
-        self.confusions[f"{part}_confusion"].update(probabilities, batch["label"])
+        counts: Any = self.confusions[f"{part}_confusion"]
+        counts.update(probabilities, batch["label"])
         self.log(f"{part}/loss", loss, on_step=False, on_epoch=True, batch_size=len(logits), prog_bar=True)
         self.log_dict(metrics, on_step=False, on_epoch=True)
         return loss, probabilities

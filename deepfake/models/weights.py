@@ -214,17 +214,13 @@ def _load_file(network: nn.Module, timm_name: str, path: Path) -> str:
     classifier = _classifier_prefixes(network)
     state = {key: tensor for key, tensor in state.items() if not key.startswith(classifier)}
     own = network.state_dict()
-    kept = {
-        key: tensor for key, tensor in own.items() if key.startswith(classifier) or _is_counter(key, state)
-    }
+    kept = {key: tensor for key, tensor in own.items() if key.startswith(classifier) or _is_counter(key, state)}
 
     expected = own.keys() - kept.keys()
     problems = {
         "missing": sorted(expected - state.keys()),
         "unexpected": sorted(state.keys() - expected),
-        "of another shape": sorted(
-            key for key in expected & state.keys() if state[key].shape != own[key].shape
-        ),
+        "of another shape": sorted(key for key in expected & state.keys() if state[key].shape != own[key].shape),
     }
     if any(problems.values()):
         found = ", ".join(f"{len(keys)} {kind} (first {keys[0]})" for kind, keys in problems.items() if keys)
@@ -277,9 +273,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 def _classifier_prefixes(network: Any) -> tuple[str, ...]:
     found = network.get_classifier()
     classifiers = found if isinstance(found, tuple) else (found,)
-    return tuple(
-        f"{name}." for name, module in network.named_modules() if any(module is c for c in classifiers)
-    )
+    return tuple(f"{name}." for name, module in network.named_modules() if any(module is c for c in classifiers))
 
 
 def _is_counter(key: str, state: Mapping[str, Tensor]) -> bool:

@@ -19,9 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from deepfake.errors import UserError
-from deepfake.reporting.figures import comparison_figure, count_text, save, write_atomically
-
-SUMMARY = "summary.json"
+from deepfake.files import write_text
+from deepfake.reporting.figures import comparison_figure, count_text, save
+from deepfake.runs import SUMMARY
 
 # What the training command writes and every table needs.
 _NEEDED = (
@@ -143,7 +143,7 @@ def to_rich(table: pd.DataFrame) -> Table:
         caption=Text("\n".join(_notes(table))),
         caption_justify="left",
     )
-    shown.add_column("run", overflow="fold")
+    shown.add_column("run", overflow="fold", min_width=14)
     for head in (
         "trained\nweights",
         "epochs\n(best)",
@@ -186,8 +186,8 @@ def write_comparison(summaries: list[dict[str, Any]], folder: Path) -> dict[str,
     files = {kind: Path(folder) / f"comparison.{kind}" for kind in ("csv", "md", "png")}
     # The byte order mark that spreadsheets like would hide the first column's name from other readers.
     csv = table.map(_harmless).to_csv(index=False, lineterminator="\n")
-    write_atomically(files["csv"], csv.encode())
-    write_atomically(files["md"], to_markdown(table).encode())
+    write_text(files["csv"], csv)
+    write_text(files["md"], to_markdown(table))
     save(comparison_figure(table), files["png"])
     return files
 
@@ -209,14 +209,10 @@ def _read(file: Path) -> dict[str, Any]:
         raise UserError(f"{file}: expected the summary of a run, found {error}. {advice}") from error
     missing = [key for key in _NEEDED if key not in summary] if isinstance(summary, dict) else list(_NEEDED)
     missing += [
-        f"{part} as a table"
-        for part in ("train", "val")
-        if not missing and not isinstance(summary[part], dict)
+        f"{part} as a table" for part in ("train", "val") if not missing and not isinstance(summary[part], dict)
     ]
     if missing:
-        raise UserError(
-            f"{file}: expected the summary of a run, found none of {', '.join(missing)}. {advice}"
-        )
+        raise UserError(f"{file}: expected the summary of a run, found none of {', '.join(missing)}. {advice}")
     return summary
 
 
@@ -269,9 +265,7 @@ def _decimal(value: float, places: int = 3) -> str:
 def _interval(row: dict[Any, Any], column: str, between: str = " ") -> str:
     """0.913 [0.884, 0.938], without the bracket where there is no interval."""
     low, high = row[f"{column}_low"], row[f"{column}_high"]
-    bracket = (
-        f"{between}[{_decimal(low)}, {_decimal(high)}]" if math.isfinite(low) and math.isfinite(high) else ""
-    )
+    bracket = f"{between}[{_decimal(low)}, {_decimal(high)}]" if math.isfinite(low) and math.isfinite(high) else ""
     return _decimal(row[column]) + bracket
 
 

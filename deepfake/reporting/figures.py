@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+
+from deepfake.files import write_bytes
 
 # Out of the colour-blind safe palette of Okabe and Ito (2008). Blue and orange always mean real and fake, so
 # anything else (training, validation, runs) takes another colour.
@@ -155,9 +156,7 @@ def curve_figure(history: pd.DataFrame, metric: str, best_epoch: int | None, tit
     axes.set_xlabel("epoch (from 0)", size=11, color=FAINT)
     axes.set_ylabel(metric, size=11, color=FAINT, parse_math=False)
     axes.grid(axis="y", color=RULE, linewidth=0.8)
-    axes.legend(
-        frameon=False, fontsize=10, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2
-    )
+    axes.legend(frameon=False, fontsize=10, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(RULE)
     axes.tick_params(color=RULE, labelcolor=INK, labelsize=10)
@@ -179,9 +178,7 @@ def image_grid(images: NDArray[np.uint8], titles: Sequence[str], columns: int = 
     """
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or not images.size:
-        raise ValueError(
-            f"images: expected uint8 of shape (N, H, W, 3), found {images.dtype} of {images.shape}"
-        )
+        raise ValueError(f"images: expected uint8 of shape (N, H, W, 3), found {images.dtype} of {images.shape}")
     if len(titles) != len(images) or columns < 1:
         raise ValueError(
             f"expected a title for each image and columns >= 1, "
@@ -242,9 +239,7 @@ def comparison_figure(table: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(width, height))
 
     def add_axes(left: float, inches: float) -> Axes:
-        axes = figure.add_axes(
-            (left / width, bottom / height, inches / width, row * rows / height), facecolor="none"
-        )
+        axes = figure.add_axes((left / width, bottom / height, inches / width, row * rows / height), facecolor="none")
         axes.set_ylim(rows - 0.5, -0.5)
         return axes
 
@@ -277,9 +272,7 @@ def comparison_figure(table: pd.DataFrame) -> Figure:
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
         axes.tick_params(axis="x", length=0, labelsize=9, labelcolor=FAINT)
-        page.text(
-            start + panel / 2, heading, label, size=10, weight="bold", color=INK, ha="center", va="bottom"
-        )
+        page.text(start + panel / 2, heading, label, size=10, weight="bold", color=INK, ha="center", va="bottom")
         for line in range(rows):
             text = f"{value[line]:.3f}" if np.isfinite(value[line]) else "\N{EN DASH}"
             page.text(start + panel + 0.52, line, text, size=9, color=INK, ha="right", va="center_baseline")
@@ -311,24 +304,7 @@ def save(figure: Figure, path: Path) -> None:
     png = io.BytesIO()
     # Without the Software entry the same figure gives the same bytes under every matplotlib version string.
     figure.savefig(png, format="png", dpi=150, facecolor="white", metadata={"Software": None})
-    write_atomically(path, png.getvalue())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader finds the old content or the new, never half; parent folders are made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, because only a rename within one file system is atomic. Not through `tempfile`,
-    # whose files only their owner may read.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())  # the content is on the disk before the name points to it
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes(Path(path), png.getvalue())
 
 
 def shorten(text: str, longest: int = 44) -> str:

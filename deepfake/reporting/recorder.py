@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from deepfake.files import write_text
 from deepfake.reporting import figures
-from deepfake.runs import write_text
 
 _MEASURES = ("loss", "accuracy", "precision", "recall", "f1", "auroc", "ap")
 _COUNTS = ("tn", "fp", "fn", "tp")
@@ -76,9 +76,7 @@ class Recorder(L.Callback):
         board = _board(trainer)
         if board is not None:
             scalars = {name: value for name, value in row.items() if name not in ("epoch", "step")}
-            board.log_metrics(
-                {k: v for k, v in scalars.items() if math.isfinite(v)}, step=trainer.current_epoch
-            )
+            board.log_metrics({k: v for k, v in scalars.items() if math.isfinite(v)}, step=trainer.current_epoch)
             figure = figures.confusion_figure(counts, f"validation, epoch {trainer.current_epoch}")
             board.experiment.add_figure("val/confusion", figure, trainer.current_epoch)
 

@@ -125,9 +125,7 @@ def test_torchmetrics_agrees(decimals: int | None) -> None:
         matrix.update(*batch)
     found = scores(labels, probabilities)
     computed = {name: float(value) for name, value in running.compute().items()}
-    assert set(computed) == {
-        f"val/{name}" for name in ("accuracy", "precision", "recall", "f1", "auroc", "ap")
-    }
+    assert set(computed) == {f"val/{name}" for name in ("accuracy", "precision", "recall", "f1", "auroc", "ap")}
     for name, value in computed.items():
         assert value == pytest.approx(found[name.removeprefix("val/")], abs=1e-6), name
     assert matrix.compute().tolist() == [[found["tn"], found["fp"]], [found["fn"], found["tp"]]]

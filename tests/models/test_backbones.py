@@ -141,9 +141,7 @@ def test_any_other_network_gets_stages_from_its_parameter_groups(name: str) -> N
         expected = backbone.network(inputs)
         assert torch.equal(backbone(inputs), expected)
         assert torch.equal(backbone.head(backbone.features(inputs)), expected)
-    with pytest.raises(
-        UserError, match=rf"stages 0\.\.1 of {name} were to be run alone: only networks of DenseNet"
-    ):
+    with pytest.raises(UserError, match=rf"stages 0\.\.1 of {name} were to be run alone: only networks of DenseNet"):
         backbone.features(inputs, 0, 1)
 
 
@@ -190,9 +188,7 @@ def test_drop_rate_acts_before_the_classifier_in_train_mode_alone() -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(
-        UserError, match=r"timm has no network named 'resnet_18'; the nearest names are .*resnet18"
-    ):
+    with pytest.raises(UserError, match=r"timm has no network named 'resnet_18'; the nearest names are .*resnet18"):
         build_backbone("resnet_18", "none")
 
 
@@ -202,9 +198,7 @@ def test_a_name_that_would_download() -> None:
 
 
 def test_unknown_tag() -> None:
-    with pytest.raises(
-        UserError, match=r"timm cannot build 'resnet18\.in99k'.*use resnet18 or one of resnet18\."
-    ):
+    with pytest.raises(UserError, match=r"timm cannot build 'resnet18\.in99k'.*use resnet18 or one of resnet18\."):
         build_backbone("resnet18.in99k", "none")
 
 

@@ -110,9 +110,7 @@ def test_a_stage_that_thaws_trains_again() -> None:
     assert not any(module.training for module in backbone.modules())
 
 
-@pytest.mark.parametrize(
-    "dropout", [{"pos_drop_rate": 0.5}, {"proj_drop_rate": 0.5}, {"drop_path_rate": 0.9}]
-)
+@pytest.mark.parametrize("dropout", [{"pos_drop_rate": 0.5}, {"proj_drop_rate": 0.5}, {"drop_path_rate": 0.9}])
 def test_dropout_of_frozen_stages_is_off(dropout: dict[str, Any]) -> None:
     spec = InputSpec(160, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")
     backbone = Backbone(timm.create_model("test_vit", num_classes=2, **dropout), "test_vit", spec)

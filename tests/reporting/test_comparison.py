@@ -27,9 +27,7 @@ def part(loss: float, n: int, value: float) -> dict[str, Any]:
     return {"loss": loss, **measured, "n": n, "prevalence": 0.5, "majority": 0.5, "intervals": intervals}
 
 
-def summary(
-    run: str = "efficientnet-u2-plateau-s0-1a2b3c4d", loss: float = 0.31, **changes: Any
-) -> dict[str, Any]:
+def summary(run: str = "efficientnet-u2-plateau-s0-1a2b3c4d", loss: float = 0.31, **changes: Any) -> dict[str, Any]:
     train = {"loss": 0.25, **dict.fromkeys(MEASURES, 0.94)}
     return {
         "run": run,

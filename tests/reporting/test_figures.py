@@ -115,9 +115,7 @@ def test_curve_of_one_epoch() -> None:
     history = pd.DataFrame({"epoch": [0], "train/loss": [0.7], "val/loss": [0.6]})
     figure = figures.curve_figure(history, "loss", 0, "")
     FigureCanvasAgg(figure).draw()
-    assert [
-        label.get_text() for label in figure.axes[0].get_xticklabels() if label.get_position()[0] == 0
-    ] == ["0"]
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels() if label.get_position()[0] == 0] == ["0"]
     assert all(float(tick).is_integer() for tick in figure.axes[0].get_xticks())
 
 
@@ -159,9 +157,7 @@ def test_image_grid_refuses(images: np.ndarray, titles: list[str], columns: int)
 
 
 @pytest.mark.parametrize("n", [1, 3, 40])
-@pytest.mark.parametrize(
-    "name", ["run {}", "efficientnet-u{}-WWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWW-$x_{{1$"]
-)
+@pytest.mark.parametrize("name", ["run {}", "efficientnet-u{}-WWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWW-$x_{{1$"])
 def test_comparison_fits_any_number_of_runs(n: int, name: str) -> None:
     figure = figures.comparison_figure(runs(n, name))
     assert not cut_off(figure)
@@ -261,20 +257,6 @@ def test_save_is_reproducible(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         figures.save(figures.comparison_figure(runs(2)), tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-
-
-def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "figure.png"
-    path.write_bytes(b"old")
-
-    def fails(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.replace", fails)
-    with pytest.raises(OSError, match="disk full"):
-        figures.write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_dollar_signs_are_text() -> None:

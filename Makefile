@@ -1,0 +1,53 @@
+# Everything here works in a fresh clone, with Python 3.11 to 3.13 and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Four tests at once would fight for two cores; one each is fastest.
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))')
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench dashboard clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo ## train three networks on the built-in data and compare them
+	@$(BIN)/python -m deepfake.train -m experiment=demo/frozen,demo/last_two,demo/last_two_plateau
+	@echo
+	@echo "comparison  $$(ls -td outputs/sweeps/*/ | head -n 1)comparison.png (and .md, .csv)"
+	@echo "run folders outputs/demo-*"
+	@echo "dashboard   make dashboard   (or $(BIN)/tensorboard --logdir outputs)"
+
+test: $(VENV)/.test ## run the whole test suite
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
+
+lint: $(VENV)/.test ## style, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.test ## speed against a plain PyTorch loop, measured in one run
+	$(BIN)/python -m benchmarks.training
+
+dashboard: $(VENV)/.demo ## open TensorBoard on all runs
+	$(BIN)/tensorboard --logdir outputs
+
+clean: ## remove the virtual environment and what tools left; outputs/ stays
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/.pip:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "expected Python 3.11 to 3.13, found $$($(PYTHON) --version). Name one: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ echo "expected the venv module (Debian: apt install python3-venv), found none."; rm -rf $(VENV); exit 1; }
+	@$(BIN)/python -m pip install --quiet uv
+	@touch $@
+
+# uv installs the same packages as pip, several at a time.
+$(VENV)/.demo: $(VENV)/.pip pyproject.toml
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[demo]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.pip pyproject.toml
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[test]'
+	@touch $@
