@@ -13,6 +13,12 @@ log = logging.getLogger("deepfake")
 _lightning = logging.getLogger("lightning.pytorch")
 
 
+def terminal(stderr: bool = False) -> Console:
+    """A console as wide as the terminal; where there is none (a pipe, a log), wide enough for our lines."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=140)
+
+
 def say_error(message: str) -> None:
     """One line on standard error, never interpreted as markup."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)

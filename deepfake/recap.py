@@ -6,10 +6,9 @@ from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
-from rich.console import Console
 
 from deepfake.config import RecapConfig, conf_dir, parse_recap
-from deepfake.console import say_error
+from deepfake.console import say_error, terminal
 from deepfake.errors import UserError
 
 
@@ -23,7 +22,7 @@ def compare(folders: Sequence[Path], output: Path) -> None:
 
     summaries = comparison.load_runs(folders)
     files = comparison.write_comparison(summaries, output)
-    console = Console()
+    console = terminal()
     console.print(comparison.to_rich(comparison.comparison_table(summaries)))
     for file in files.values():
         console.print(f"  {file}", markup=False, highlight=False, soft_wrap=True)

@@ -12,10 +12,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from rich.console import Console
 
 from deepfake.config import TrainConfig, parse_train
-from deepfake.console import say_error
+from deepfake.console import say_error, terminal
 from deepfake.errors import UserError
 from deepfake.files import write_json
 from deepfake.recap import compare
@@ -47,7 +46,7 @@ def job(composed: DictConfig, run: Callable[[TrainConfig], float]) -> float:
         "message": "ended abruptly",
     }
     write_json(record, entry)
-    Console(stderr=True).rule(f"job {hydra_cfg.job.num}: {overrides}", align="left")
+    terminal(stderr=True).rule(f"job {hydra_cfg.job.num}: {overrides}", align="left")
     try:
         cfg = parse_train(composed)
         entry["run"] = str(run_folder(cfg))

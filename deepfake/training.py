@@ -6,13 +6,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
-import numpy as np
 import pandas as pd
 import torch
-import yaml
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     LearningRateMonitor,
@@ -31,15 +29,19 @@ from deepfake.data.datamodule import FaceDataModule
 from deepfake.data.split import expect_both_classes, split
 from deepfake.data.synthetic import make_faces
 from deepfake.errors import UserError
-from deepfake.evaluation.metrics import bootstrap_intervals, scores
-from deepfake.files import write_json, write_text
 from deepfake.models.backbones import build_backbone
 from deepfake.models.detector import Detector
 from deepfake.models.trunk import StoredTrunk, TrunkStore, stored_depth
-from deepfake.reporting import figures
+from deepfake.reporting import record
 from deepfake.reporting.recorder import Recorder
 
-CHECKPOINTS, BEST, LAST = "checkpoints", "best.ckpt", "last.ckpt"
+
+class Catalogue(NamedTuple):
+    """What is there to learn from."""
+
+    manifest: pd.DataFrame  # one row a readable image, with its part in the column split
+    unreadable: pd.DataFrame  # path, source, reason
+    root: Path  # what the paths are below
 
 
 def train(cfg: TrainConfig) -> float:
@@ -51,13 +53,13 @@ def train(cfg: TrainConfig) -> float:
             return float(json.loads((folder / runs.SUMMARY).read_text())["best_value"])
         began = time.monotonic()
         # Data and network first: most mistakes show here, before a folder is made.
-        manifest, unreadable, root = catalogue(cfg)
+        found = catalogue(cfg)
         L.seed_everything(cfg.seed, verbose=False)
         detector = build_detector(cfg)
         runs.begin(folder)
         with logging_to_file(folder / "train.log"):
             try:
-                value = _fit_and_judge(cfg, folder, manifest, unreadable, root, detector, began)
+                value = _fit_and_judge(cfg, folder, found, detector, began)
             except BaseException as error:
                 runs.finish(folder, "failed", str(error) or type(error).__name__)
                 if not isinstance(error, UserError):
@@ -67,8 +69,8 @@ def train(cfg: TrainConfig) -> float:
         return value
 
 
-def catalogue(cfg: TrainConfig) -> tuple[pd.DataFrame, pd.DataFrame, Path]:
-    """The manifest with its split, the unreadable files, and the folder that their paths are below.
+def catalogue(cfg: TrainConfig) -> Catalogue:
+    """Find the images, read each once, split what can be read.
 
     Raises:
         UserError: no data, a class or part without images, one image under two labels.
@@ -85,7 +87,7 @@ def catalogue(cfg: TrainConfig) -> tuple[pd.DataFrame, pd.DataFrame, Path]:
         log.warning("%d of %d files cannot be read and are left out.", len(unreadable), len(found))
     table["split"] = split(table, data.fractions, data.split_seed)
     expect_both_classes(table)
-    return table, unreadable, root
+    return Catalogue(table, unreadable, root)
 
 
 def _synthetic_root(data: SyntheticConfig) -> Path:
@@ -105,82 +107,131 @@ def build_detector(cfg: TrainConfig) -> Detector:
     """
     model = cfg.model
     backbone = build_backbone(model.timm, model.weights, model.input_size, model.drop_rate)
-    record = {"model": model.name, "unfreeze": cfg.unfreeze, "seed": cfg.seed}
-    return Detector(backbone, cfg.unfreeze, cfg.lr, cfg.scheduler, cfg.epochs, record)
+    settings = {"model": model.name, "unfreeze": cfg.unfreeze, "seed": cfg.seed}
+    return Detector(backbone, cfg.unfreeze, cfg.lr, cfg.scheduler, cfg.epochs, settings)
 
 
-def _fit_and_judge(
-    cfg: TrainConfig,
-    folder: Path,
-    manifest: pd.DataFrame,
-    unreadable: pd.DataFrame,
-    root: Path,
-    detector: Detector,
-    began: float,
-) -> float:
-    _write_inputs(cfg, folder, manifest, unreadable, root)
-    freezing = detector.freezing
+def _fit_and_judge(cfg: TrainConfig, folder: Path, found: Catalogue, detector: Detector, began: float) -> float:
+    record.write_inputs(folder, cfg, found.manifest, found.unreadable, found.root)
+    _announce(folder, found, detector)
+    data = _data_module(cfg, found, detector)
+    trunk = _stored_trunk(cfg, detector, data)
+    board = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
+    recorder = Recorder(folder, cfg.logger.image_grid)
+    best = _fit(cfg, folder, detector, data, [recorder, *trunk], board if cfg.logger.tensorboard else None)
+
+    # Every figure reported from here on is of the best checkpoint.
+    best_epoch = int(torch.load(best.best_model_path, weights_only=True, map_location="cpu")["epoch"])
+    verdicts = _judge(cfg, folder, detector, data, trunk, best.best_model_path, best_epoch)
+    history = recorder.history()
+    record.write_curves(folder, history, best_epoch)
+    summary = record.summary(cfg, folder, detector.backbone, detector.freezing, history, best_epoch) | {
+        "monitor": detector.monitor,
+        "best_value": float(best.best_model_score),  # type: ignore[arg-type]
+        "seconds": round(time.monotonic() - began, 1),
+        **verdicts,
+    }
+    record.write_summary(folder, summary)
+    if cfg.logger.tensorboard:
+        record.log_hparams(board, cfg, summary)
+    _say(summary)
+    return float(summary["best_value"])
+
+
+def _announce(folder: Path, found: Catalogue, detector: Detector) -> None:
+    manifest, freezing = found.manifest, detector.freezing
+    parts = manifest["split"].value_counts()
     log.info("run folder %s", folder)
-    log.info("data       %s", _describe(manifest))
+    log.info(
+        "data       %d images of %d sources, %.1f%% generated; train %d, validation %d, test %d",
+        len(manifest), manifest["source"].nunique(), 100 * manifest["label"].mean(),
+        parts["train"], parts["val"], parts["test"],
+    )  # fmt: skip
     log.info("weights    %s", detector.backbone.weights_origin)
     log.info("frozen     %s", ", ".join(freezing.frozen) or "nothing")
     log.info(
         "trained    %s: %s of %s weights",
-        ", ".join(freezing.trained),
-        f"{freezing.trained_weights:,}",
-        f"{freezing.total_weights:,}",
-    )
+        ", ".join(freezing.trained), f"{freezing.trained_weights:,}", f"{freezing.total_weights:,}",
+    )  # fmt: skip
 
-    depth = stored_depth(detector.backbone)
-    # A try of a few batches an epoch needs only those: there is nothing to share.
-    share = cfg.cache == "auto" and depth > 0 and cfg.trainer.max_batches is None
-    how = Augmentation(**{k: v for k, v in asdict(cfg.augment).items() if k != "name"})
+
+def _data_module(cfg: TrainConfig, found: Catalogue, detector: Detector) -> FaceDataModule:
     data = FaceDataModule(
-        manifest,
-        root,
+        found.manifest,
+        found.root,
         detector.backbone.input_spec,
-        how,
+        Augmentation(**{k: v for k, v in asdict(cfg.augment).items() if k != "name"}),
         seed=cfg.seed,
         batch_size=cfg.batch_size,
         workers=cfg.data.workers,
         cache=Path(cfg.data.cache_dir).expanduser() if cfg.data.cache else None,
         max_megapixels=cfg.data.max_megapixels,
-        provided=share,
+        provided=_shares_trunk(cfg, detector),
     )
     if cfg.data.cache:
-        _prepare(cfg, data)
-    stored: list[L.Callback] = []
-    if share:
-        store = TrunkStore(
-            detector.backbone,
-            depth,
-            Path(cfg.data.cache_dir).expanduser() / "trunk",
-            cfg.trainer.precision,
-            cfg.cache_max_gb,
-        )
-        trunk = StoredTrunk(store, cfg.epochs, cfg.trainer.progress)
-        stored = [trunk] if trunk.fits(data) else []
+        # Decode all images once, with every core, before the first step needs them.
+        jobs = list(zip(data.manifest["path"].tolist(), data.manifest["sha256"].tolist(), strict=True))
+        with (
+            progress("preparing images", len(jobs), cfg.trainer.progress) as advance,
+            ThreadPoolExecutor() as pool,
+        ):
+            for _ in pool.map(lambda job: data.images.read(data.root / job[0], job[1]), jobs):
+                advance()
+    return data
 
-    recorder = Recorder(folder, cfg.logger.image_grid)
-    board = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
+
+def _shares_trunk(cfg: TrainConfig, detector: Detector) -> bool:
+    # A try of a few batches an epoch needs only those: there is nothing to share.
+    return cfg.cache == "auto" and stored_depth(detector.backbone) > 0 and cfg.trainer.max_batches is None
+
+
+def _stored_trunk(cfg: TrainConfig, detector: Detector, data: FaceDataModule) -> list[L.Callback]:
+    """The callback that computes what is frozen once, or nothing."""
+    if not _shares_trunk(cfg, detector):
+        return []
+    store = TrunkStore(
+        detector.backbone,
+        stored_depth(detector.backbone),
+        Path(cfg.data.cache_dir).expanduser() / "trunk",
+        cfg.trainer.precision,
+        cfg.cache_max_gb,
+    )
+    trunk = StoredTrunk(store, cfg.epochs, cfg.trainer.progress)
+    return [trunk] if trunk.fits(data) else []
+
+
+def _fit(
+    cfg: TrainConfig,
+    folder: Path,
+    detector: Detector,
+    data: FaceDataModule,
+    callbacks: list[L.Callback],
+    board: TensorBoardLogger | None,
+) -> ModelCheckpoint:
+    """Train until the epochs or the patience end; returns who knows the best checkpoint.
+
+    Raises:
+        UserError: no epoch had a finite validation loss.
+        KeyboardInterrupt: the user stopped it.
+    """
     best = ModelCheckpoint(
-        folder / CHECKPOINTS,
-        filename=Path(BEST).stem,
+        folder / "checkpoints",
+        filename="best",
         monitor=detector.monitor,
         mode=detector.mode,
         save_last=True,
         auto_insert_metric_name=False,
         enable_version_counter=False,
     )
-    callbacks: list[L.Callback] = [recorder, *stored, best]
+    callbacks = [*callbacks, best]
     if cfg.patience is not None:
         callbacks.append(EarlyStopping(detector.monitor, mode=detector.mode, patience=cfg.patience))
-    if cfg.logger.tensorboard:
+    if board is not None:
         callbacks.append(LearningRateMonitor(logging_interval="step"))
     trainer = _trainer(
         cfg,
-        logger=board if cfg.logger.tensorboard else False,
-        callbacks=callbacks,
+        callbacks,
+        logger=board or False,
         max_epochs=cfg.epochs,
         accumulate_grad_batches=cfg.accumulate,
     )
@@ -192,56 +243,34 @@ def _fit_and_judge(
             f"{detector.monitor} was never a finite number: expected at least one epoch with one. "
             f"Lower lr (now {cfg.lr:g})."
         )
-    fit_seconds = time.monotonic() - began
-
-    # Every figure reported from here on is of the best checkpoint. Its own trainer: no dashboard, so that the
-    # curves of the fit are not written over.
-    judge = _trainer(cfg, logger=False, callbacks=stored, enable_checkpointing=False)
-    verdicts: dict[str, Any] = {}
-    best_epoch = int(torch.load(best.best_model_path, weights_only=True, map_location="cpu")["epoch"])
-    for part, look in (("val", judge.validate), ("test", judge.test)):
-        look(detector, datamodule=data, ckpt_path=best.best_model_path, weights_only=True, verbose=False)
-        predictions = _predictions(detector, data.rows(part))
-        write_text(folder / f"{part}_predictions.csv", predictions.to_csv(index=False, float_format="%.9g"))
-        verdicts[part] = _verdict(predictions, float(judge.callback_metrics[f"{part}/loss"]))
-        _write_confusion(folder, part, verdicts[part], best_epoch)
-
-    history = recorder.history()
-    for measure in ("loss", "accuracy"):
-        figure = figures.curve_figure(history, measure, best_epoch, f"{measure}, {folder.name}")
-        figures.save(figure, folder / "figures" / f"{measure}.png")
-    best_row = history.loc[history["epoch"] == best_epoch].iloc[0]
-    summary = {
-        "run": folder.name,
-        "model": cfg.model.timm if cfg.model.name == "timm" else cfg.model.name,
-        "architecture": detector.backbone.architecture,
-        "weights": detector.backbone.weights_origin,
-        "unfreeze": cfg.unfreeze,
-        "scheduler": cfg.scheduler.name,
-        "seed": cfg.seed,
-        "trained": list(freezing.trained),
-        "frozen": list(freezing.frozen),
-        "trained_weights": freezing.trained_weights,
-        "total_weights": freezing.total_weights,
-        "epochs_run": len(history),
-        "best_epoch": best_epoch,
-        "monitor": detector.monitor,
-        "best_value": float(best.best_model_score),
-        "seconds": round(time.monotonic() - began, 1),
-        "fit_seconds": round(fit_seconds, 1),
-        "train": {k.removeprefix("train/"): float(v) for k, v in best_row.items() if k.startswith("train/")},
-        **verdicts,
-    }
-    write_json(folder / runs.SUMMARY, _without_nan(summary))
-    if cfg.logger.tensorboard:
-        _log_hparams(board, cfg, summary, verdicts, best_epoch)
-    _say(summary, folder)
-    return float(best.best_model_score)
+    return best
 
 
-def _trainer(cfg: TrainConfig, **how: Any) -> L.Trainer:
+def _judge(
+    cfg: TrainConfig,
+    folder: Path,
+    detector: Detector,
+    data: FaceDataModule,
+    trunk: list[L.Callback],
+    checkpoint: str,
+    epoch: int,
+) -> dict[str, Any]:
+    """Figures of one checkpoint on validation and test, written and returned as {"val": ..., "test": ...}."""
+    # A trainer without the dashboard, so that the curves of the fit are not written over.
+    trainer = _trainer(cfg, trunk, logger=False, enable_checkpointing=False)
+    verdicts = {}
+    for part, look in (("val", trainer.validate), ("test", trainer.test)):
+        look(detector, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+        probability, _, index = (torch.cat(column).numpy() for column in zip(*detector.outputs, strict=True))
+        predictions = record.predictions(data.rows(part), index, probability)
+        loss = float(trainer.callback_metrics[f"{part}/loss"])
+        verdicts[part] = record.write_verdict(folder, part, predictions, loss, epoch)
+    return verdicts
+
+
+def _trainer(cfg: TrainConfig, callbacks: list[L.Callback], **how: Any) -> L.Trainer:
     t = cfg.trainer
-    bar = [RichProgressBar(leave=False)] if t.progress and Console().is_terminal else []
+    bar: list[L.Callback] = [RichProgressBar(leave=False)] if t.progress and Console().is_terminal else []
     return L.Trainer(
         accelerator=t.accelerator,
         devices=t.devices,
@@ -254,110 +283,12 @@ def _trainer(cfg: TrainConfig, **how: Any) -> L.Trainer:
         log_every_n_steps=1,
         enable_progress_bar=bool(bar),
         enable_model_summary=False,
-        **{**how, "callbacks": [*how["callbacks"], *bar]},
+        callbacks=[*callbacks, *bar],
+        **how,
     )
 
 
-def _write_inputs(
-    cfg: TrainConfig, folder: Path, manifest: pd.DataFrame, unreadable: pd.DataFrame, root: Path
-) -> None:
-    settings = asdict(cfg)
-    settings["data"]["root"] = str(root)
-    write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-    write_json(folder / "environment.json", runs.environment())
-    write_text(folder / "manifest.csv", manifest.to_csv(index=False))
-    if len(unreadable):
-        write_text(folder / "unreadable.csv", unreadable.to_csv(index=False))
-
-
-def _describe(manifest: pd.DataFrame) -> str:
-    parts = manifest["split"].value_counts()
-    return (
-        f"{len(manifest)} images of {manifest['source'].nunique()} sources, {manifest['label'].mean():.1%} "
-        f"generated; train {parts['train']}, validation {parts['val']}, test {parts['test']}"
-    )
-
-
-def _prepare(cfg: TrainConfig, data: FaceDataModule) -> None:
-    """Decode all images once, with every core, before the first step needs them."""
-    jobs = [(data.root / row.path, row.sha256) for row in data.manifest.itertuples()]
-    with (
-        progress("preparing images", len(jobs), cfg.trainer.progress) as advance,
-        ThreadPoolExecutor() as pool,
-    ):
-        for _ in pool.map(lambda job: data.images.read(*job), jobs):
-            advance()
-
-
-def _predictions(detector: Detector, rows: pd.DataFrame) -> pd.DataFrame:
-    """path, source, label, probability of being generated, prediction at .5; in the manifest's order."""
-    probability, _, index = (torch.cat(column).numpy() for column in zip(*detector.outputs, strict=True))
-    table = rows.iloc[index][["path", "source", "label"]].copy()
-    table["probability"] = probability.astype(np.float64)
-    table["prediction"] = (table["probability"] > 0.5).astype(int)
-    return table.sort_index()
-
-
-def _verdict(predictions: pd.DataFrame, loss: float) -> dict[str, Any]:
-    labels = predictions["label"].to_numpy()
-    probabilities = predictions["probability"].to_numpy()
-    figures_ = scores(labels, probabilities)
-    intervals = bootstrap_intervals(labels, probabilities)
-    return {
-        "loss": loss,
-        **figures_,
-        "n": len(labels),
-        "intervals": {name: list(interval) for name, interval in intervals.items()},
-    }
-
-
-def _write_confusion(folder: Path, part: str, verdict: dict[str, Any], epoch: int) -> None:
-    counts = np.array([[verdict["tn"], verdict["fp"]], [verdict["fn"], verdict["tp"]]], dtype=np.int64)
-    table = pd.DataFrame(counts, index=["real", "fake"], columns=["predicted real", "predicted fake"])
-    write_text(folder / f"confusion_{part}.csv", table.to_csv(index_label="truth"))
-    name = {"val": "validation", "test": "test"}[part]
-    figure = figures.confusion_figure(counts, f"{name}, best checkpoint (epoch {epoch})")
-    figures.save(figure, folder / "figures" / f"confusion_{part}.png")
-
-
-def _log_hparams(
-    board: TensorBoardLogger, cfg: TrainConfig, summary: dict[str, Any], verdicts: dict[str, Any], epoch: int
-) -> None:
-    """Hyper-parameters beside the final figures, and the final pictures."""
-    params = {
-        "model": summary["model"],
-        "unfreeze": str(cfg.unfreeze),
-        "scheduler": cfg.scheduler.name,
-        "augment": cfg.augment.name,
-        "lr": cfg.lr,
-        "batch": cfg.batch_size * cfg.accumulate,
-        "seed": cfg.seed,
-        "trained_weights": summary["trained_weights"],
-    }
-    final = {
-        f"final/{part}_{measure}": float(verdicts[part][measure])
-        for part in ("val", "test")
-        for measure in ("loss", "accuracy", "f1", "auroc")
-    }
-    board.log_hyperparams(params, {name: value for name, value in final.items() if math.isfinite(value)})
-    v = verdicts["test"]
-    counts = np.array([[v["tn"], v["fp"]], [v["fn"], v["tp"]]], dtype=np.int64)
-    board.experiment.add_figure(
-        "test/confusion", figures.confusion_figure(counts, f"test, best checkpoint (epoch {epoch})"), epoch
-    )
-    board.finalize("success")
-
-
-def _without_nan(value: Any) -> Any:
-    """NaN is no JSON: what is undefined is null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _say(summary: dict[str, Any], folder: Path) -> None:
+def _say(summary: dict[str, Any]) -> None:
     for part, name in (("val", "validation"), ("test", "test")):
         v = summary[part]
         (low, high), (a_low, a_high) = v["intervals"]["accuracy"], v["intervals"]["auroc"]
@@ -368,6 +299,6 @@ def _say(summary: dict[str, Any], folder: Path) -> None:
             v["majority"],
         )  # fmt: skip
     log.info(
-        "           figures of the best epoch by %s, %d of %d (from 0); %.0f s",
+        "           figures of the epoch with the best %s: %d (from 0) of %d trained; %.0f s in all",
         summary["monitor"], summary["best_epoch"], summary["epochs_run"], summary["seconds"],
     )  # fmt: skip

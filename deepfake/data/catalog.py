@@ -82,10 +82,12 @@ def read_manifest(root: Path, manifest: str) -> pd.DataFrame:
             f"{file}: expected labels 0 (real) or 1 (generated), found {wrong['label'].iloc[0]!r} "
             f"for {wrong['path'].iloc[0]!r}."
         )
-    inside = _real(root)
     for path in table["path"]:
         if not path or "\0" in path:
             raise UserError(f"{file}: expected the path of an image in every row, found {path!r}.")
+    table["path"] = [Path(os.path.relpath(root / path, root)).as_posix() for path in table["path"]]
+    inside = _real(root)
+    for path in table["path"]:
         if not Path(_real(root / path)).is_relative_to(inside):
             raise UserError(f"{file}: {path!r} leads out of {root}. Paths must stay below data.root.")
     table["label"] = table["label"].astype(int)

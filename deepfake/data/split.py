@@ -34,8 +34,8 @@ def split(table: pd.DataFrame, fractions: Sequence[float] = (0.7, 0.15, 0.15), s
     """
     groups = _groups(table)
     shares = np.asarray(fractions)
-    totals = table["source"].value_counts()
-    taken = {source: np.zeros(3) for source in totals.index}
+    totals = table["source"].value_counts().to_dict()
+    taken = {source: np.zeros(3) for source in totals}
     members = {group: (min(rows["sha256"]), rows["source"].value_counts()) for group, rows in table.groupby(groups)}
     part_of = {}
     # Large groups first: they are the hardest to place, and small ones even out what they leave.

@@ -1,0 +1,143 @@
+"""What a finished run leaves in its folder: inputs, predictions, figures of the best checkpoint, summary."""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from lightning.pytorch.loggers import TensorBoardLogger
+from numpy.typing import NDArray
+
+from deepfake import runs
+from deepfake.config import TrainConfig
+from deepfake.evaluation.metrics import bootstrap_intervals, scores
+from deepfake.files import write_json, write_text
+from deepfake.models.backbones import Backbone
+from deepfake.models.freezing import Freezing
+from deepfake.reporting import figures
+
+_NAMES = {"val": "validation", "test": "test"}
+
+
+def write_inputs(
+    folder: Path, cfg: TrainConfig, manifest: pd.DataFrame, unreadable: pd.DataFrame, root: Path
+) -> None:
+    """config.yaml, environment.json, manifest.csv and, if any file was, unreadable.csv."""
+    settings = asdict(cfg)
+    settings["data"]["root"] = str(root)
+    write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    write_json(folder / "environment.json", runs.environment())
+    write_text(folder / "manifest.csv", manifest.to_csv(index=False))
+    if len(unreadable):
+        write_text(folder / "unreadable.csv", unreadable.to_csv(index=False))
+
+
+def predictions(rows: pd.DataFrame, index: NDArray, probability: NDArray) -> pd.DataFrame:
+    """One row an image, in the manifest's order.
+
+    Args:
+        rows: a part of the manifest.
+        index: int (N,), which of the rows were judged.
+        probability: float (N,), P(fake) of each.
+
+    Returns:
+        path, source, label, probability, prediction (1 where the probability is above .5).
+    """
+    table = rows.iloc[index][["path", "source", "label"]].copy()
+    table["probability"] = probability.astype(np.float64)
+    table["prediction"] = (table["probability"] > 0.5).astype(int)
+    return table.sort_index()
+
+
+def write_verdict(folder: Path, part: str, table: pd.DataFrame, loss: float, epoch: int) -> dict[str, Any]:
+    """Predictions and confusion matrix of one part; returns its figures with 95 % intervals."""
+    write_text(folder / f"{part}_predictions.csv", table.to_csv(index=False, float_format="%.9g"))
+    labels, probabilities = table["label"].to_numpy(), table["probability"].to_numpy()
+    verdict = {
+        "loss": loss,
+        **scores(labels, probabilities),
+        "n": len(table),
+        "intervals": {k: list(v) for k, v in bootstrap_intervals(labels, probabilities).items()},
+    }
+    counts = _counts(verdict)
+    matrix = pd.DataFrame(counts, index=["real", "fake"], columns=["predicted real", "predicted fake"])
+    write_text(folder / f"confusion_{part}.csv", matrix.to_csv(index_label="truth"))
+    figures.save(_confusion(verdict, part, epoch), folder / "figures" / f"confusion_{part}.png")
+    return verdict
+
+
+def write_curves(folder: Path, history: pd.DataFrame, best_epoch: int) -> None:
+    """Loss and accuracy over the epochs."""
+    for measure in ("loss", "accuracy"):
+        figure = figures.curve_figure(history, measure, best_epoch, f"{measure}, {folder.name}")
+        figures.save(figure, folder / "figures" / f"{measure}.png")
+
+
+def summary(
+    cfg: TrainConfig, folder: Path, backbone: Backbone, freezing: Freezing, history: pd.DataFrame, best_epoch: int
+) -> dict[str, Any]:
+    """What was trained and how far, as plain data; the train figures are the best epoch's running averages."""
+    best_row = history.loc[history["epoch"] == best_epoch].iloc[0]
+    return {
+        "run": folder.name,
+        "model": cfg.model.timm if cfg.model.name == "timm" else cfg.model.name,
+        "architecture": backbone.architecture,
+        "weights": backbone.weights_origin,
+        "unfreeze": cfg.unfreeze,
+        "scheduler": cfg.scheduler.name,
+        "seed": cfg.seed,
+        **asdict(freezing),
+        "epochs_run": len(history),
+        "best_epoch": best_epoch,
+        "train": {
+            str(k).removeprefix("train/"): float(v) for k, v in best_row.items() if str(k).startswith("train/")
+        },
+    }
+
+
+def write_summary(folder: Path, content: dict[str, Any]) -> None:
+    """summary.json, which every later command reads."""
+    write_json(folder / runs.SUMMARY, _without_nan(content))
+
+
+def log_hparams(board: TensorBoardLogger, cfg: TrainConfig, content: dict[str, Any]) -> None:
+    """Hyper-parameters beside the final figures, and the final confusion matrix, on the dashboard."""
+    params = {
+        "model": content["model"],
+        "unfreeze": str(cfg.unfreeze),
+        "scheduler": cfg.scheduler.name,
+        "augment": cfg.augment.name,
+        "lr": cfg.lr,
+        "batch": cfg.batch_size * cfg.accumulate,
+        "seed": cfg.seed,
+        "trained_weights": content["trained_weights"],
+    }
+    final = {
+        f"final/{part}_{measure}": float(content[part][measure])
+        for part in _NAMES
+        for measure in ("loss", "accuracy", "f1", "auroc")
+    }
+    board.log_hyperparams(params, {name: value for name, value in final.items() if math.isfinite(value)})
+    epoch = content["best_epoch"]
+    board.experiment.add_figure("test/confusion", _confusion(content["test"], "test", epoch), epoch)
+    board.finalize("success")
+
+
+def _counts(verdict: dict[str, Any]) -> NDArray[np.int64]:
+    return np.array([[verdict["tn"], verdict["fp"]], [verdict["fn"], verdict["tp"]]], dtype=np.int64)
+
+
+def _confusion(verdict: dict[str, Any], part: str, epoch: int) -> figures.Figure:
+    return figures.confusion_figure(_counts(verdict), f"{_NAMES[part]}, best checkpoint (epoch {epoch})")
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN is no JSON: what is undefined is null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
