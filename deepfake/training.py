@@ -170,12 +170,10 @@ def _data_module(cfg: TrainConfig, found: Catalogue, detector: Detector) -> Face
     )
     if cfg.data.cache:
         # Decode all images once, with every core, before the first step needs them.
-        jobs = list(zip(data.manifest["path"].tolist(), data.manifest["sha256"].tolist(), strict=True))
-        with (
-            progress("preparing images", len(jobs), cfg.trainer.progress) as advance,
-            ThreadPoolExecutor() as pool,
-        ):
-            for _ in pool.map(lambda job: data.images.read(data.root / job[0], job[1]), jobs):
+        items = [(part, index) for part in ("train", "val", "test") for index in range(len(data.rows(part)))]
+        parts = {part: data.dataset(part) for part, _ in items}
+        with progress("preparing images", len(items), cfg.trainer.progress) as advance, ThreadPoolExecutor() as pool:
+            for _ in pool.map(lambda item: parts[item[0]][0, item[1]], items):
                 advance()
     return data
 

@@ -97,8 +97,10 @@ class Detector(L.LightningModule):
         metrics.update(probabilities, batch["label"])
         counts: Any = self.confusions[f"{part}_confusion"]
         counts.update(probabilities, batch["label"])
-        self.log(f"{part}/loss", loss, on_step=False, on_epoch=True, batch_size=len(logits), prog_bar=True)
-        self.log_dict(metrics, on_step=False, on_epoch=True)
+        # Not to the dashboard: `Recorder` writes there, by epoch. Lightning would write a second time, by step.
+        how: Any = {"on_step": False, "on_epoch": True, "logger": False}
+        self.log(f"{part}/loss", loss, batch_size=len(logits), prog_bar=True, **how)
+        self.log_dict(metrics, **how)
         return loss, probabilities
 
     def configure_optimizers(self) -> Any:
@@ -106,8 +108,10 @@ class Detector(L.LightningModule):
         optimizer = torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=self.lr)
         s = self.scheduler
         if isinstance(s, PlateauConfig):
+            # PyTorch's patience is one less: it counts the epochs that pass without effect. Its threshold would call
+            # small progress none, which early stopping and the checkpoint call better.
             plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-                optimizer, mode=self.mode, factor=s.factor, patience=s.patience
+                optimizer, mode=self.mode, factor=s.factor, patience=max(s.patience - 1, 0), threshold=0.0
             )
             return {
                 "optimizer": optimizer,

@@ -4,13 +4,14 @@ A frozen trunk is a pure function of the image, and an augmented image is a pure
 So an epoch of one run, and the same epoch of any other run that shares weights, images and seed, need one pass.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import lightning as L
 import numpy as np
@@ -98,32 +99,39 @@ class TrunkStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{id(self)}-{np.random.default_rng().integers(2**32)}.tmp")
         try:
-            rows, start = None, 0
-            for batch in batches:
-                block = to_numpy(batch)
-                if rows is None:
-                    rows = np.lib.format.open_memmap(
-                        temporary, mode="w+", dtype=block.dtype, shape=(count, *block.shape[1:])
-                    )
-                rows[start : start + len(block)] = block
-                start += len(block)
-            if rows is None or start != count:
-                raise OSError(f"expected {count} rows, found {start}")
-            rows.flush()
+            # A plain file, not a memory map: on a full disk writing into a map kills the process.
+            with temporary.open("wb") as file:
+                found = 0
+                for batch in batches:
+                    block = to_numpy(batch)
+                    if not found:
+                        _write_header(file, block.dtype, (count, *block.shape[1:]))
+                    file.write(block.tobytes())
+                    found += len(block)
+            if found != count:
+                raise OSError(f"expected {count} rows, found {found}")
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
         self._evict(keep=path)
 
     def _evict(self, keep: Path) -> None:
-        files = sorted(self.folder.glob("*.npy"), key=lambda file: file.stat().st_mtime)
-        excess = sum(file.stat().st_size for file in files) - self.max_bytes
-        for file in files:
+        files = []
+        for file in self.folder.glob("*.npy"):
+            with contextlib.suppress(FileNotFoundError):  # another run made room at the same time
+                files.append((file.stat().st_mtime, file.stat().st_size, file))
+        excess = sum(size for _, size, _ in files) - self.max_bytes
+        for _, size, file in sorted(files):
             if excess <= 0:
                 return
             if file != keep:
-                excess -= file.stat().st_size
+                excess -= size
                 file.unlink(missing_ok=True)  # whoever has it mapped keeps it until done
+
+
+def _write_header(file: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, about)
 
 
 def to_numpy(features: Tensor) -> np.ndarray:

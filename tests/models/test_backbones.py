@@ -1,6 +1,5 @@
 import copy
 import pickle
-from collections.abc import Iterator
 
 import pytest
 import timm
@@ -38,14 +37,6 @@ GENERIC = {
     "swin_tiny_patch4_window7_224": ["patch_embed", "layers.0", "layers.1", "layers.2", "layers.3+norm"],
 }
 SIZE = 64  # the least at which every one of these networks still has a map to pool
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on maps this small, more of them wait for each other
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,14 +20,6 @@ NETWORKS = [
     "mobilenetv2_100",
     "ghostnet_100",  # known by its parameter groups alone
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on maps this small, more of them wait for each other
-    yield
-    torch.set_num_threads(threads)
 
 
 def bytes_of(network: nn.Module) -> dict[str, bytes]:

@@ -29,14 +29,6 @@ ASSETS = Path(os.environ.get("DEEPFAKE_ASSETS", Path(__file__).parents[2] / "../
 NAME = "test_resnet"  # timm's own for tests: a ResNet of half a million weights
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on maps this small, more of them wait for each other
-    yield
-    torch.set_num_threads(threads)
-
-
 def network(name: str = NAME, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return timm.create_model(name)

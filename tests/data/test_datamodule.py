@@ -1,0 +1,308 @@
+"""The same batches to the bit whatever loads them; training images augmented, the others as they are."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from deepfake.data.augment import Augmentation, augment
+from deepfake.data.catalog import find_images, scan
+from deepfake.data.datamodule import EpochSampler, FaceDataModule, collate, normalise
+from deepfake.data.split import split
+from deepfake.errors import UserError
+from deepfake.inputs import InputSpec
+
+SPEC = InputSpec(16, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic")
+STUDY = Augmentation(rotation=15, translation=0.1, flip=0.5, brightness=0.2)
+BATCH = 5  # leaves an incomplete batch in every part
+
+
+@pytest.fixture(scope="module")
+def manifest(faces: Path) -> pd.DataFrame:
+    table, _ = scan(find_images(faces), faces)
+    table["split"] = split(table, (0.5, 0.25, 0.25))
+    return table
+
+
+@pytest.fixture
+def module(faces: Path, manifest: pd.DataFrame) -> Callable[..., FaceDataModule]:
+    def module(root: Path = faces, how: Augmentation = STUDY, **options) -> FaceDataModule:
+        return FaceDataModule(manifest, root, SPEC, how, **{"batch_size": BATCH, **options})
+
+    return module
+
+
+def epoch(loader: Iterable, number: int) -> list[dict[str, Tensor]]:
+    """All batches of an epoch, as Lightning asks for them."""
+    loader.sampler.set_epoch(number)  # type: ignore[attr-defined]
+    return list(loader)
+
+
+def assert_equal(batches: list[dict[str, Tensor]], others: list[dict[str, Tensor]]) -> None:
+    assert len(batches) == len(others)
+    for batch, other in zip(batches, others, strict=True):
+        assert batch.keys() == other.keys()
+        assert all(torch.equal(batch[name], other[name]) for name in batch)
+
+
+def images(batches: list[dict[str, Tensor]]) -> dict[int, np.ndarray]:
+    """{index: pixels}."""
+    return {int(i): x for batch in batches for i, x in zip(batch["index"], batch["image"].numpy(), strict=True)}
+
+
+def read(path: Path) -> np.ndarray:
+    """An image as the network gets it, by Pillow alone: uint8 (3, size, size)."""
+    small = Image.open(path).convert("RGB").resize((SPEC.size, SPEC.size), Image.Resampling.BICUBIC)
+    return np.asarray(small).transpose(2, 0, 1)
+
+
+# ------------------------------------------------------------------------------------------ the same every time
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more processes than cores
+@pytest.mark.parametrize("workers", [1, 4])
+def test_batches_do_not_depend_on_the_number_of_workers(module, workers: int) -> None:
+    alone, several = module().train_dataloader(), module(workers=workers).train_dataloader()
+    assert several.num_workers == workers
+    for number in (0, 1, 5):
+        assert_equal(epoch(several, number), epoch(alone, number))
+
+
+def test_an_epoch_can_be_repeated_without_those_before_it(module) -> None:
+    loader = module().train_dataloader()
+    epoch(loader, 0)
+    assert_equal(epoch(loader, 3), epoch(module().train_dataloader(), 3))
+
+
+def test_pixels_do_not_depend_on_the_batch_size(module) -> None:
+    small, large = (images(epoch(module(batch_size=n).train_dataloader(), 1)) for n in (3, 100))
+    assert small.keys() == large.keys()
+    assert all(np.array_equal(small[index], large[index]) for index in small)
+
+
+def test_cache_does_not_change_a_pixel(module, tmp_path: Path) -> None:
+    plain = epoch(module().train_dataloader(), 2)
+    for _ in range(2):  # written, then read
+        assert_equal(epoch(module(cache=tmp_path / "cache").train_dataloader(), 2), plain)
+    assert list((tmp_path / "cache").rglob("*.npy"))
+
+
+def test_another_seed_gives_another_order_and_other_views(module) -> None:
+    zero, one = (epoch(module(seed=seed).train_dataloader(), 0) for seed in (0, 1))
+    assert [b["index"].tolist() for b in zero] != [b["index"].tolist() for b in one]
+    assert any(not np.array_equal(images(zero)[index], pixels) for index, pixels in images(one).items())
+
+
+# -------------------------------------------------------------------------------------------------------- order
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_every_image_comes_once_an_epoch_and_the_last_batch_is_kept(module, part: str) -> None:
+    data = module()
+    batches = epoch(getattr(data, f"{part}_dataloader")(), 0)
+    total = len(data.rows(part))
+    assert total % BATCH
+    assert [len(batch["label"]) for batch in batches] == [BATCH] * (total // BATCH) + [total % BATCH]
+    indices = torch.cat([batch["index"] for batch in batches])
+    assert sorted(indices.tolist()) == list(range(total))
+    assert torch.cat([b["label"] for b in batches]).tolist() == data.rows(part)["label"].iloc[indices].tolist()
+
+
+def test_training_is_shuffled_anew_every_epoch_and_the_rest_is_not() -> None:
+    sampler = EpochSampler(30, seed=0, shuffle=True)
+    orders = []
+    for number in (0, 1):
+        sampler.set_epoch(number)
+        items = list(sampler)
+        assert {view for view, _ in items} == {number}
+        orders.append([index for _, index in items])
+    assert orders[0] != orders[1]
+    assert orders[0] != list(range(30))
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(30))
+    assert list(EpochSampler(4, seed=0, shuffle=False)) == [(0, 0), (0, 1), (0, 2), (0, 3)]
+    assert len(sampler) == 30
+
+
+def test_order_comes_from_seed_and_epoch_alone() -> None:
+    def order(seed: int, number: int) -> list[tuple[int, int]]:
+        sampler = EpochSampler(30, seed, shuffle=True)
+        sampler.set_epoch(number)
+        return list(sampler)
+
+    first = order(0, 1)
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002 - global state must not matter
+    assert order(0, 1) == first
+    assert [index for _, index in order(1, 1)] != [index for _, index in first]
+
+
+class Probe(L.LightningModule):
+    """Keeps what Lightning hands it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[list[int]] = []
+        self.images: list[Tensor] = []
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def on_train_epoch_start(self) -> None:
+        self.seen.append([])
+
+    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+        self.seen[-1] += batch["index"].tolist()
+        self.images.append(batch["image"])
+        return self.weight * batch["image"].mean()
+
+
+def test_lightning_sets_the_epoch_and_normalises(module, tmp_path: Path) -> None:
+    data, probe = module(), Probe()
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(probe, datamodule=data)
+    for number in (0, 1):
+        expected = epoch(module().train_dataloader(), number)
+        assert probe.seen[number] == torch.cat([b["index"] for b in expected]).tolist()
+    last = epoch(module().train_dataloader(), 1)[-1]["image"]
+    assert torch.equal(probe.images[-1], normalise(last, SPEC))
+
+
+# ------------------------------------------------------------------------------------------------------- pixels
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_validation_and_test_images_are_clean_in_every_epoch(module, faces: Path, part: str) -> None:
+    data = module()
+    loader = getattr(data, f"{part}_dataloader")()
+    for number in (0, 3):
+        found = images(epoch(loader, number))
+        for index, path in enumerate(data.rows(part)["path"]):
+            assert np.array_equal(found[index], read(faces / path))
+
+
+def test_training_images_are_augmented_as_of_the_epoch(module, faces: Path) -> None:
+    data = module(seed=4)
+    for number in (0, 1):
+        found = images(epoch(data.train_dataloader(), number))
+        for index, row in data.rows("train").iterrows():
+            clean = np.ascontiguousarray(read(faces / row["path"]).transpose(1, 2, 0))
+            view = augment(clean, STUDY, 4, row["sha256"], number)
+            assert np.array_equal(found[index], view.transpose(2, 0, 1))
+    assert any(not np.array_equal(found[i], read(faces / p)) for i, p in enumerate(data.rows("train")["path"]))
+
+
+def test_no_augmentation_leaves_training_images_clean(module, faces: Path) -> None:
+    data = module(how=Augmentation())
+    found = images(epoch(data.train_dataloader(), 1))
+    for index, path in enumerate(data.rows("train")["path"]):
+        assert np.array_equal(found[index], read(faces / path))
+
+
+def test_parts_share_no_image(module, manifest: pd.DataFrame) -> None:
+    paths = [path for part in ("train", "val", "test") for path in module().rows(part)["path"]]
+    assert sorted(paths) == sorted(manifest["path"])
+
+
+def test_a_batch_holds_bytes_in_the_order_of_channels() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), dtype=np.uint8)
+    batch = collate([(pixels[0], 1, 7), (pixels[1], 0, 3)])
+    assert batch["image"].dtype == torch.uint8
+    assert np.array_equal(batch["image"].numpy(), pixels.transpose(0, 3, 1, 2))
+    assert (batch["label"].tolist(), batch["index"].tolist()) == ([1, 0], [7, 3])
+    assert batch["label"].dtype == batch["index"].dtype == torch.int64
+
+
+def test_normalisation_equals_torchvisions() -> None:
+    batch = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 3, 8, 8), dtype=np.uint8))
+    reference = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(SPEC.mean, SPEC.std)])
+    found = normalise(batch, SPEC)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, reference(batch), atol=1e-6, rtol=0)
+
+
+# ----------------------------------------------------------------------------- rows provided in place of images
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_view_of_all_images_comes_in_the_order_of_the_rows(module, part: str) -> None:
+    data = module(provided=True, workers=2)  # workers are for images alone
+    batches = list(data.image_batches(part, 2))
+    assert torch.cat([b["index"] for b in batches]).tolist() == list(range(len(data.rows(part))))
+    expected = images(epoch(getattr(module(), f"{part}_dataloader")(), 2))
+    assert all(np.array_equal(pixels, expected[index]) for index, pixels in images(batches).items())
+
+
+def test_a_views_key_holds_all_that_decides_its_pixels(module) -> None:
+    keys = [
+        module().view_key("train", 0),
+        module().view_key("train", 1),
+        module(seed=1).view_key("train", 0),
+        module(how=Augmentation(flip=0.5)).view_key("train", 0),
+        module().view_key("val", 0),
+    ]
+    assert len({json.dumps(key) for key in keys}) == len(keys)
+    clean = [module().view_key("test", 3), module(how=Augmentation(), seed=2).view_key("train", 3)]
+    assert clean == [keys[-1]] * 2
+
+
+def test_provided_rows_come_in_place_of_the_images_until_they_are_taken_back(module) -> None:
+    data = module(provided=True)
+    loader, plain = data.train_dataloader(), epoch(module().train_dataloader(), 0)
+    rows = np.random.default_rng(0).normal(size=(len(data.rows("train")), 7)).astype(np.float32)
+    data.provide("train", rows)
+    batches = epoch(loader, 0)
+    for batch, other in zip(batches, plain, strict=True):
+        assert batch.keys() == {"features", "label", "index"}
+        assert torch.equal(batch["index"], other["index"])
+        assert torch.equal(batch["label"], other["label"])
+        assert np.array_equal(batch["features"].numpy(), rows[batch["index"]])
+        assert data.on_after_batch_transfer(batch, 0) is batch
+    data.provide("train", None)
+    assert_equal(epoch(loader, 0), plain)
+
+
+# -------------------------------------------------------------------------------------------- files that change
+
+
+@pytest.fixture
+def own(faces: Path, tmp_path: Path) -> Path:
+    """A copy of the faces that a test may change."""
+    return Path(shutil.copytree(faces, tmp_path / "own\nfaces"))
+
+
+@pytest.mark.parametrize(
+    "workers", [0, pytest.param(2, marks=pytest.mark.slow)], ids=["same process", "other processes"]
+)
+@pytest.mark.parametrize("change", ["gone", "other"])
+def test_a_file_that_changed_is_named_in_one_line(own: Path, module, change: str, workers: int) -> None:
+    data = module(root=own, workers=workers)
+    path = own / data.rows("val")["path"].iloc[3]
+    if change == "gone":
+        path.unlink()
+        reason = "cannot be read: No such file or directory"
+    else:
+        shutil.copy(own / data.rows("train")["path"].iloc[0], path)
+        reason = "has changed since it was catalogued"
+    loader = data.val_dataloader()
+    with pytest.raises(UserError) as caught:
+        list(loader)
+    if workers:
+        loader._iterator._shutdown_workers()  # as Lightning does; the error's stack trace keeps them waiting
+    assert str(caught.value) == (
+        f"{str(path)!r} was readable when the run began and is not any more: {reason}. Put it back, or start again."
+    )
+    assert len(str(caught.value).splitlines()) == 1

@@ -1,0 +1,357 @@
+"""Every image that can be read comes out upright, 8 bits, RGB; every other file is refused with its reason."""
+
+import hashlib
+import io
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from deepfake.data.images import FORMATS, SUFFIXES, ImageFile, UnreadableImage, read_image, resize
+
+RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
+
+
+def picture(height: int = 12, width: int = 18, seed: int = 0) -> np.ndarray:
+    """Blocks of colour that survive a JPEG."""
+    random = np.random.default_rng(seed)
+    blocks = random.integers(0, 256, (-(-height // 6), -(-width // 6), 3), dtype=np.uint8)
+    return blocks.repeat(6, axis=0).repeat(6, axis=1)[:height, :width]
+
+
+def encoded(image: np.ndarray | Image.Image, file_format: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(stream, file_format, **options)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Callable[..., tuple[np.ndarray, ImageFile]]:
+    """Reads some bytes as a file of that name."""
+
+    def read(content: bytes, name: str = "image.jpg", **options: Any) -> tuple[np.ndarray, ImageFile]:
+        path = tmp_path / name
+        path.write_bytes(content)
+        return read_image(path, **options)
+
+    return read
+
+
+# --------------------------------------------------------------------------------------------- what can be read
+
+
+@pytest.mark.parametrize(
+    ("file_format", "options"),
+    [
+        ("PNG", {}),
+        ("BMP", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("PPM", {}),
+        ("WEBP", {"lossless": True}),
+    ],
+)
+def test_lossless_formats_give_the_pixels_back(read, file_format: str, options: dict[str, Any]) -> None:
+    content = encoded(picture(), file_format, **options)
+    pixels, file = read(content)  # named .jpg: the content counts
+    assert np.array_equal(pixels, picture())
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.c_contiguous
+    sha256 = hashlib.sha256(content).hexdigest()
+    assert file == ImageFile(sha256, 18, 12, file_format, "RGB", len(content), "")
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_jpeg_gives_nearly_the_pixels_back(read, options: dict[str, Any]) -> None:
+    pixels, file = read(encoded(picture(), "JPEG", quality=95, subsampling=0, **options))
+    assert np.abs(pixels.astype(int) - picture()).max() <= 12
+    assert file.format == "JPEG"
+
+
+def test_formats_and_suffixes_fit_together(read) -> None:
+    Image.init()
+    known = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+    assert set(SUFFIXES) <= known
+
+
+def test_gray_one_bit_and_gray_with_alpha_are_shown_as_gray(read) -> None:
+    gray = picture()[:, :, 0]
+    for mode, expected in (("L", gray), ("1", np.where(gray > 127, 255, 0)), ("LA", gray)):
+        image = Image.fromarray(gray)
+        image = image.point(lambda v: 255 * (v > 127), "1") if mode == "1" else image.convert(mode)
+        pixels, file = read(encoded(image, "PNG"))
+        assert file.mode == mode
+        assert np.array_equal(pixels, np.repeat(expected[:, :, None], 3, axis=2))
+
+
+@pytest.mark.parametrize(("file_format", "dtype"), [("PNG", np.uint16), ("TIFF", np.uint16), ("PPM", np.int32)])
+def test_sixteen_bits_are_scaled_not_clipped(read, file_format: str, dtype: type) -> None:
+    deep = np.array([[0, 128, 129, 257], [1000, 32768, 65406, 65535]], dtype)
+    pixels, _ = read(encoded(deep, file_format))
+    # 65535 / 255 = 257: a value v of 8 bits is 257 v of 16.
+    assert pixels[:, :, 1].tolist() == [[0, 0, 1, 1], [4, 128, 254, 255]]
+    assert (pixels == pixels[:, :, :1]).all()
+
+
+@pytest.mark.parametrize(
+    ("pixels", "reason"),
+    [
+        (np.full((4, 4), 70_000, np.int32), "32-bit integer pixels"),
+        (np.full((4, 4), -1, np.int32), "32-bit integer pixels"),
+        (np.ones((4, 4), np.float32), "floating-point pixels"),
+    ],
+)
+def test_pixels_of_unknown_range_are_refused(read, pixels: np.ndarray, reason: str) -> None:
+    with pytest.raises(UnreadableImage, match=reason):
+        read(encoded(pixels, "TIFF"))
+
+
+def test_cmyk_is_shown_in_its_colours(read) -> None:
+    pixels, file = read(encoded(Image.new("RGB", (16, 16), RED).convert("CMYK"), "JPEG", quality=95))
+    assert file.mode == "CMYK"
+    assert np.abs(pixels.astype(int) - RED).max() <= 4
+
+
+def half_transparent() -> Image.Image:
+    """Left column opaque red, middle column half red, right column hidden blue."""
+    rgba = np.array([[(*RED, 255), (*RED, 128), (*BLUE, 0)]] * 3, np.uint8)
+    return Image.fromarray(rgba)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_transparent_pixels_show_white_and_no_hidden_colour(read, file_format: str) -> None:
+    pixels, _ = read(encoded(half_transparent(), file_format))
+    assert pixels[0].tolist() == [list(RED), [255, 127, 127], list(WHITE)]
+
+
+def test_transparent_gray_shows_white(read) -> None:
+    pixels, _ = read(encoded(Image.fromarray(np.array([[[100, 255], [100, 0]]], np.uint8)), "PNG"))
+    assert pixels[0].tolist() == [[100] * 3, [255] * 3]
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "GIF"])
+def test_palette_with_a_transparent_entry_shows_white(read, file_format: str) -> None:
+    image = Image.fromarray(np.array([[0, 1]], np.uint8)).copy()
+    image.putpalette([*RED, *BLUE])
+    opaque, file = read(encoded(image, file_format))
+    assert file.mode == "P"
+    assert opaque[0].tolist() == [list(RED), list(BLUE)]
+    pixels, _ = read(encoded(image, file_format, transparency=1))
+    assert pixels[0].tolist() == [list(RED), list(WHITE)]
+
+
+def test_one_transparent_colour_shows_white(read) -> None:
+    pixels, _ = read(encoded(np.array([[RED, BLUE]], np.uint8), "PNG", transparency=BLUE))
+    assert pixels[0].tolist() == [list(RED), list(WHITE)]
+
+
+# Where the stored row 0 and column 0 lie in the picture as shown, from the EXIF standard.
+ORIENTATIONS = {
+    1: ("top", "left"), 2: ("top", "right"), 3: ("bottom", "right"), 4: ("bottom", "left"),
+    5: ("left", "top"), 6: ("right", "top"), 7: ("right", "bottom"), 8: ("left", "bottom"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF", "WEBP", "JPEG"])
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_exif_rotation_is_undone(read, orientation: int, file_format: str) -> None:
+    shown = picture()
+    row_side, column_side = ORIENTATIONS[orientation]
+    upright = row_side in ("top", "bottom")
+    stored = np.empty(shown.shape if upright else (18, 12, 3), np.uint8)
+    for row, column in np.ndindex(stored.shape[:2]):
+        y, x = (row, column) if upright else (column, row)
+        y = 11 - y if "bottom" in (row_side, column_side) else y
+        x = 17 - x if "right" in (row_side, column_side) else x
+        stored[row, column] = shown[y, x]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95, "subsampling": 0}}.get(file_format, {})
+    pixels, file = read(encoded(stored, file_format, exif=exif, **options))
+    assert (file.width, file.height) == (18, 12)
+    assert np.abs(pixels.astype(int) - shown).max() <= (12 if file_format == "JPEG" else 0)
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "TIFF", "PNG"])
+def test_of_several_frames_the_first_is_read_and_the_number_noted(read, file_format: str) -> None:
+    options = {"lossless": True} if file_format == "WEBP" else {}
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE, WHITE)]
+    pixels, file = read(encoded(frames[0], file_format, save_all=True, append_images=frames[1:], **options))
+    assert pixels.shape == (8, 8, 3)
+    assert (pixels == RED).all()
+    assert file.note == "3 frames, first one used"
+
+
+def test_a_photograph_with_its_preview_is_one_image(read) -> None:
+    preview = Image.fromarray(picture(6, 6, seed=1))
+    content = encoded(Image.fromarray(picture()), "MPO", save_all=True, append_images=[preview])
+    pixels, file = read(content)
+    assert (pixels.shape, file.format, file.note) == ((12, 18, 3), "MPO", "")
+
+
+@pytest.mark.parametrize("name", ["Grüße.png", "猫 🙂.png", "two\nlines.png", "=1+1.png", "#?%20.png", "no_suffix"])
+def test_any_name_is_read(read, name: str) -> None:
+    assert np.array_equal(read(encoded(picture(), "PNG"), name)[0], picture())
+
+
+# ------------------------------------------------------------------------------------------ what cannot be read
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "file is empty"),
+        (b"I am no image.", "not an image in a known format"),
+        (b"\xff\xd8\xff", "not an image"),
+        (encoded(picture(), "EPS"), "not an image in a known format"),
+        (encoded(picture(), "ICO"), "not an image in a known format"),
+        (b"%PDF-1.4\n", "not an image in a known format"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not an image in a known format"),
+    ],
+    ids=["empty", "text", "first bytes", "EPS", "ICO", "PDF", "SVG"],
+)
+def test_no_image_is_refused_whatever_its_name(read, content: bytes, reason: str) -> None:
+    with pytest.raises(UnreadableImage, match=reason):
+        read(content, "face.jpg")
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM"])
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_a_file_cut_short_is_refused(read, file_format: str, share: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    content = encoded(noise, file_format)
+    with pytest.raises(UnreadableImage, match=r"damaged|not an image"):
+        read(content[: int(len(content) * share)])
+
+
+def test_a_progressive_jpeg_cut_short_is_refused(read) -> None:
+    content = encoded(picture(96, 96), "JPEG", progressive=True)
+    with pytest.raises(UnreadableImage, match=r"damaged: .*truncated"):
+        read(content[: len(content) // 2])
+
+
+def test_a_file_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableImage, match="cannot be read: No such file"):
+        read_image(tmp_path / "absent.png")
+    with pytest.raises(UnreadableImage, match="cannot be read: Is a directory"):
+        read_image(tmp_path)
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    with pytest.raises(UnreadableImage, match="cannot be read: "):
+        read_image(tmp_path / "loop.png")
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that claims that size."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [8_100, 10_000, 40_000])  # above the limit; above Pillow's warning; above its error
+def test_a_huge_picture_is_refused_before_it_is_decoded(read, monkeypatch: pytest.MonkeyPatch, side: int) -> None:
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(UnreadableImage, match=f"^{side} x {side} pixels, more than 64 megapixels$"):
+        read(png_header(side, side))
+
+
+@pytest.mark.parametrize("side", [10_000, 20_000])
+def test_the_limit_is_the_only_one(read, recwarn: pytest.WarningsRecorder, side: int) -> None:
+    with pytest.raises(UnreadableImage, match="damaged"):  # past the limit, on to the pixels that are not there
+        read(png_header(side, 2_000_000_000 // side // 2), max_megapixels=1000)
+    assert not recwarn.list
+
+
+def test_the_limit_is_exact(read) -> None:
+    content = encoded(picture(10, 20), "PNG")
+    assert read(content, max_megapixels=200e-6)[0].shape == (10, 20, 3)
+    with pytest.raises(UnreadableImage, match=r"20 x 10 pixels, more than 0\.000199 megapixels"):
+        read(content, max_megapixels=199e-6)
+
+
+SAMPLES = [
+    encoded(picture(), "JPEG"),
+    encoded(picture(), "JPEG", progressive=True),
+    encoded(picture(), "PNG"),
+    encoded(half_transparent(), "PNG"),
+    encoded(picture(), "WEBP"),
+    encoded(picture(), "GIF"),
+    encoded(picture(), "BMP"),
+    encoded(picture(), "TIFF", compression="tiff_lzw"),
+    encoded(picture()[:, :, 0].astype(np.uint16) * 257, "PNG"),
+]
+
+
+# Pillow warns of damaged metadata beside pixels that are whole.
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")
+@settings(max_examples=150)
+@given(st.data())
+def test_damaged_bytes_give_pixels_or_the_one_error(tmp_path_factory: pytest.TempPathFactory, data) -> None:
+    content = bytearray(data.draw(st.sampled_from(SAMPLES)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place] ^= data.draw(st.integers(1, 255))
+    if data.draw(st.booleans()):
+        del content[data.draw(st.integers(0, len(content))) :]
+    path = tmp_path_factory.getbasetemp() / "damaged"
+    path.write_bytes(content)
+    try:
+        pixels, file = read_image(path, max_megapixels=1)
+    except UnreadableImage:
+        return
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (file.height, file.width, 3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_threads_leave_the_warnings_of_the_process_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(picture(240, 240), "PNG"))
+    before = list(warnings.filters)
+    threads = [threading.Thread(target=lambda: [read_image(path) for _ in range(20)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(warnings.filters) == before
+
+
+# ------------------------------------------------------------------------------------------------------- resize
+
+
+def test_resize_of_the_right_size_changes_nothing() -> None:
+    square = picture(12, 12)
+    assert np.array_equal(resize(square, 12, "bilinear"), square)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("shape", [(10, 30), (30, 10), (6, 6)])
+def test_resize_squashes_to_a_square_and_keeps_flat_colour(shape: tuple[int, int], interpolation: str) -> None:
+    flat = np.broadcast_to(np.array([10, 100, 200], np.uint8), (*shape, 3))
+    small = resize(np.ascontiguousarray(flat), 8, interpolation)
+    assert small.shape == (8, 8, 3)
+    assert (small == [10, 100, 200]).all()
+
+
+def test_resize_is_antialiased() -> None:
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    inside = resize(stripes, 8, "bilinear")[:, 1:-1].astype(int)
+    # Each new pixel spans eight stripes of either colour; picking single pixels would give 0 or 255.
+    assert np.abs(inside - 127.5).max() <= 2
+
+
+def test_interpolations_differ() -> None:
+    assert not np.array_equal(resize(picture(), 32, "bilinear"), resize(picture(), 32, "bicubic"))
