@@ -29,7 +29,7 @@ def say_error(message: str) -> None:
 def progress(what: str, total: int, show: bool = True) -> Iterator[Callable[[], None]]:
     """A bar on standard error; the function given is called once for each piece of work done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not show) as bar:
+    with Progress(*columns, console=terminal(stderr=True), transient=True, disable=not show) as bar:
         task = bar.add_task(what, total=total)
         yield lambda: bar.advance(task)
 
@@ -37,7 +37,9 @@ def progress(what: str, total: int, show: bool = True) -> Iterator[Callable[[], 
 @contextmanager
 def logging_to_terminal() -> Iterator[None]:
     """The project's own messages on standard error, with the time."""
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False, log_time_format="%H:%M:%S")
+    handler = RichHandler(
+        console=terminal(stderr=True), show_path=False, show_level=False, log_time_format="%H:%M:%S"
+    )
     # Lightning's remarks (which device, tips) go into the run's log, not on the terminal.
     _lightning.handlers.clear()
     with _handled(log, handler):

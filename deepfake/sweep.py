@@ -2,11 +2,12 @@
 
 import json
 import math
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
@@ -36,6 +37,8 @@ def job(composed: DictConfig, run: Callable[[TrainConfig], float]) -> float:
         except UserError as error:
             say_error(str(error))
             sys.exit(2)
+        except KeyboardInterrupt:
+            _say_interrupted()
 
     overrides = " ".join(hydra_cfg.overrides.task)
     record = Path(hydra_cfg.sweep.dir, _JOBS, f"{hydra_cfg.job.num}.json")
@@ -51,6 +54,8 @@ def job(composed: DictConfig, run: Callable[[TrainConfig], float]) -> float:
         cfg = parse_train(composed)
         entry["run"] = str(run_folder(cfg))
         value = run(cfg)
+    except KeyboardInterrupt:
+        _say_interrupted()
     except Exception as error:
         entry |= {"status": "failed", "message": f"{error}" if isinstance(error, UserError) else repr(error)}
         write_json(record, entry)
@@ -63,8 +68,17 @@ def job(composed: DictConfig, run: Callable[[TrainConfig], float]) -> float:
     return value
 
 
+def _say_interrupted() -> NoReturn:
+    say_error("interrupted. Run the same command again: what is complete is skipped.")
+    sys.exit(130)
+
+
 class Comparison(Callback):
     """At the end of a sweep: the comparison of its runs, and status 1 with a list if a job is missing."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        # An earlier sweep in the same folder may have had more jobs, and failed ones.
+        shutil.rmtree(Path(config.hydra.sweep.dir, _JOBS), ignore_errors=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)

@@ -18,10 +18,11 @@ from lightning.pytorch.callbacks import (
     RichProgressBar,
 )
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from deepfake import runs
-from deepfake.config import SyntheticConfig, TrainConfig
+from deepfake.config import PlateauConfig, SyntheticConfig, TrainConfig
 from deepfake.console import log, logging_to_file, logging_to_terminal, progress
 from deepfake.data.augment import Augmentation
 from deepfake.data.catalog import find_images, limit_images, read_manifest, scan
@@ -62,7 +63,7 @@ def train(cfg: TrainConfig) -> float:
                 value = _fit_and_judge(cfg, folder, found, detector, began)
             except BaseException as error:
                 runs.finish(folder, "failed", str(error) or type(error).__name__)
-                if not isinstance(error, UserError):
+                if not isinstance(error, UserError | KeyboardInterrupt):
                     log.error("failed", exc_info=True)
                 raise
             runs.finish(folder, "complete")
@@ -113,7 +114,7 @@ def build_detector(cfg: TrainConfig) -> Detector:
 
 def _fit_and_judge(cfg: TrainConfig, folder: Path, found: Catalogue, detector: Detector, began: float) -> float:
     record.write_inputs(folder, cfg, found.manifest, found.unreadable, found.root)
-    _announce(folder, found, detector)
+    _announce(cfg, folder, found, detector)
     data = _data_module(cfg, found, detector)
     trunk = _stored_trunk(cfg, detector, data)
     board = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
@@ -138,7 +139,7 @@ def _fit_and_judge(cfg: TrainConfig, folder: Path, found: Catalogue, detector: D
     return float(summary["best_value"])
 
 
-def _announce(folder: Path, found: Catalogue, detector: Detector) -> None:
+def _announce(cfg: TrainConfig, folder: Path, found: Catalogue, detector: Detector) -> None:
     manifest, freezing = found.manifest, detector.freezing
     parts = manifest["split"].value_counts()
     log.info("run folder %s", folder)
@@ -153,6 +154,14 @@ def _announce(folder: Path, found: Catalogue, detector: Detector) -> None:
         "trained    %s: %s of %s weights",
         ", ".join(freezing.trained), f"{freezing.trained_weights:,}", f"{freezing.total_weights:,}",
     )  # fmt: skip
+    plateau = cfg.scheduler
+    if isinstance(plateau, PlateauConfig) and cfg.patience == plateau.patience + 1:
+        # So in the study: the scheduler acts one bad epoch after its patience is used up, the stopping at once.
+        log.warning(
+            "scheduler  patience=%d stops the training in the very epoch in which scheduler.patience=%d would "
+            "lower the learning rate: raise patience for the scheduler to act.",
+            cfg.patience, plateau.patience,
+        )  # fmt: skip
 
 
 def _data_module(cfg: TrainConfig, found: Catalogue, detector: Detector) -> FaceDataModule:
@@ -195,7 +204,8 @@ def _stored_trunk(cfg: TrainConfig, detector: Detector, data: FaceDataModule) ->
         cfg.cache_max_gb,
     )
     trunk = StoredTrunk(store, cfg.epochs, cfg.trainer.progress)
-    return [trunk] if trunk.fits(data) else []
+    data.provided = trunk.fits(data)  # if not, images are loaded, by as many processes as were asked for
+    return [trunk] if data.provided else []
 
 
 def _fit(
@@ -212,16 +222,13 @@ def _fit(
         UserError: no epoch had a finite validation loss.
         KeyboardInterrupt: the user stopped it.
     """
+    checkpoints = folder / "checkpoints"
     best = ModelCheckpoint(
-        folder / "checkpoints",
-        filename="best",
-        monitor=detector.monitor,
-        mode=detector.mode,
-        save_last=True,
-        auto_insert_metric_name=False,
-        enable_version_counter=False,
+        checkpoints, filename="best", monitor=detector.monitor, mode=detector.mode, enable_version_counter=False
     )
-    callbacks = [*callbacks, best]
+    # One of its own: with `save_last` the best would write it, only when there is a better one.
+    last = ModelCheckpoint(checkpoints, filename="last", enable_version_counter=False)
+    callbacks = [*callbacks, best, last]
     if cfg.patience is not None:
         callbacks.append(EarlyStopping(detector.monitor, mode=detector.mode, patience=cfg.patience))
     if board is not None:
@@ -233,9 +240,10 @@ def _fit(
         max_epochs=cfg.epochs,
         accumulate_grad_batches=cfg.accumulate,
     )
-    trainer.fit(detector, datamodule=data)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        trainer.fit(detector, datamodule=data)
+    except SystemExit as error:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt("interrupted") from error
     if best.best_model_score is None or not math.isfinite(float(best.best_model_score)):
         raise UserError(
             f"{detector.monitor} was never a finite number: expected at least one epoch with one. "
@@ -269,21 +277,28 @@ def _judge(
 def _trainer(cfg: TrainConfig, callbacks: list[L.Callback], **how: Any) -> L.Trainer:
     t = cfg.trainer
     bar: list[L.Callback] = [RichProgressBar(leave=False)] if t.progress and Console().is_terminal else []
-    return L.Trainer(
-        accelerator=t.accelerator,
-        devices=t.devices,
-        precision=t.precision,  # type: ignore[arg-type]
-        deterministic=t.deterministic,
-        limit_train_batches=t.max_batches,
-        limit_val_batches=t.max_batches,
-        limit_test_batches=t.max_batches,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        enable_progress_bar=bool(bar),
-        enable_model_summary=False,
-        callbacks=[*callbacks, *bar],
-        **how,
-    )
+    try:
+        return L.Trainer(
+            accelerator=t.accelerator,
+            devices=t.devices,
+            precision=t.precision,  # type: ignore[arg-type]
+            deterministic=t.deterministic,
+            limit_train_batches=t.max_batches,
+            limit_val_batches=t.max_batches,
+            limit_test_batches=t.max_batches,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+            enable_progress_bar=bool(bar),
+            enable_model_summary=False,
+            callbacks=[*callbacks, *bar],
+            **how,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"trainer.accelerator={t.accelerator}: expected one that this machine has, found: {reason} "
+            f"Use trainer=auto or trainer=cpu."
+        ) from error
 
 
 def _say(summary: dict[str, Any]) -> None:

@@ -6,9 +6,11 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,6 @@ from omegaconf import OmegaConf
 from PIL import Image
 from sklearn import metrics as sklearn
 
-import deepfake
 from deepfake import runs, training
 from deepfake.config import TrainConfig, conf_dir, parse_train
 from deepfake.models.backbones import build_backbone
@@ -60,8 +61,7 @@ def command(*overrides: str) -> None:
 
 def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """A fresh interpreter in another folder than the project's."""
-    path = os.pathsep.join(filter(None, [str(Path(deepfake.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-    env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    env = os.environ | {"OMP_NUM_THREADS": "1"}  # as the tests themselves: another number rounds otherwise
     return subprocess.run([sys.executable, *arguments], cwd=cwd, env=env, capture_output=True, text=True)
 
 
@@ -140,8 +140,8 @@ def test_its_manifest_names_every_image_with_its_hash_and_part(folder: Path, fac
 
 def test_its_environment_tells_command_and_versions(folder: Path) -> None:
     environment = json.loads((folder / "environment.json").read_text())
-    assert environment["packages"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
-    assert environment["packages"]["deepfake"]
+    assert environment["packages"]["torch"] == metadata.version("torch")
+    assert environment["packages"]["deepfake"] == metadata.version("deepfake")
     assert environment["python"] == ".".join(map(str, sys.version_info[:3]))
 
 
@@ -152,7 +152,19 @@ def test_its_log_tells_what_was_done_and_the_result(folder: Path) -> None:
     assert "frozen     stem, layer1, layer2, layer3" in told
     assert f"trained    layer4, head: {figures['trained_weights']:,} of {figures['total_weights']:,} weights" in told
     assert "test       accuracy" in told
-    assert f"figures of the best epoch by val/loss, {figures['best_epoch']} of {EPOCHS} (from 0)" in told
+    assert f"best val/loss: {figures['best_epoch']} (from 0) of {EPOCHS} trained" in told
+
+
+def test_a_run_on_the_built_in_data_tells_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cfg = settings(*TINY, "data.images_per_source=8", "data.size=64", "epochs=1", "logger=none")
+    run(cfg)
+    folder = runs.run_folder(cfg).absolute()
+    monkeypatch.chdir("/")
+    root = Path(yaml.safe_load((folder / "config.yaml").read_text())["data"]["root"])
+    assert root.is_relative_to(tmp_path)
+    for path in pd.read_csv(folder / "manifest.csv")["path"]:
+        assert (root / path).is_file()
 
 
 # ------------------------------------------------------------------------------------------------- honest figures
@@ -204,8 +216,8 @@ def test_figures_are_of_the_best_epoch_and_say_so(folder: Path) -> None:
         names = [name.removeprefix(f"{part}/") for name in rows if name.startswith(f"{part}/")]
         expected = {name: rows.loc[best, f"{part}/{name}"] for name in names}
         assert {name: told[part][name] for name in names} == pytest.approx(expected, rel=1e-5)
-    epochs = {name: torch.load(folder / "checkpoints" / name, weights_only=True)["epoch"] for name in os.listdir(folder / "checkpoints")}
-    assert epochs == {"best.ckpt": best, "last.ckpt": EPOCHS - 1}
+    files = {file.stem: torch.load(file, weights_only=True) for file in (folder / "checkpoints").iterdir()}
+    assert {name: held["epoch"] for name, held in files.items()} == {"best": best, "last": EPOCHS - 1}
 
 
 def test_predictions_are_the_best_checkpoints_on_clean_images(folder: Path, faces: Path) -> None:
@@ -240,15 +252,11 @@ def test_one_place_says_what_better_means(faces: Path, tmp_path: Path, monkeypat
     assert float(stops[0].best_score) == pytest.approx(rows["val/auroc"].max())
 
 
-def test_early_stopping_ends_training_after_epochs_that_were_not_better(
-    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Detector, "mode", "max")  # of a loss that falls
-    folder = train(faces, tmp_path, "epochs=9", "patience=1", "unfreeze=all", "augment=none", "logger=none")
+def test_early_stopping_ends_training_after_epochs_that_were_not_better(faces: Path, tmp_path: Path) -> None:
+    folder = train(faces, tmp_path, "epochs=9", "patience=2", "lr=1e-20", "logger=none")  # nothing is learned
     values = pd.read_csv(folder / "metrics.csv")["val/loss"].tolist()
-    assert 2 <= len(values) < 9
-    assert values[-1] <= max(values[:-1])
-    assert all(later > earlier for earlier, later in zip(values[:-1], values[1:-1], strict=False))
+    assert values == [values[0]] * 3
+    assert summary(folder)["best_epoch"] == 0
 
 
 # ------------------------------------------------------------------------------------------------- again
@@ -258,7 +266,7 @@ def test_the_same_command_from_anywhere_gives_the_same_weights(plain: Path, face
     done = python("-m", "deepfake.train", *TINY, f"data.root={faces}", "epochs=2", "unfreeze=2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
-    assert "Traceback" not in done.stderr
+    assert not re.search("Traceback|[Ww]arn", done.stderr)
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
     again = tmp_path / "outputs" / plain.name
     assert runs.is_complete(again)
@@ -280,7 +288,9 @@ def test_the_stored_trunk_changes_no_figure(plain: Path, faces: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("overrides", [("trainer.max_batches=1",), ("model.timm=ghostnet_050", "batch_size=16")])
-def test_the_trunk_is_not_stored_where_that_is_no_use(faces: Path, tmp_path: Path, overrides: tuple[str, ...]) -> None:
+def test_the_trunk_is_not_stored_where_that_is_no_use(
+    faces: Path, tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
     folder = train(faces, tmp_path, "epochs=1", "logger=none", *overrides)
     assert runs.is_complete(folder)
     assert not (tmp_path / ".cache" / "trunk").exists()
@@ -321,6 +331,15 @@ def test_force_sets_the_earlier_run_aside_and_trains_again(plain: Path, faces: P
     assert digest(folder) == digest(aside) == digest(plain)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Lightning has the process ignore Ctrl-C after the first."""
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()])
 def test_a_run_that_did_not_end_is_not_complete_and_is_made_again(
     faces: Path, tmp_path: Path, error: BaseException
@@ -332,13 +351,13 @@ def test_a_run_that_did_not_end_is_not_complete_and_is_made_again(
     folder = runs.run_folder(cfg)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Recorder, "on_train_epoch_end", fail)
-        with pytest.raises((RuntimeError, KeyboardInterrupt, SystemExit)):
+        with pytest.raises(type(error)):
             run(cfg)
     assert runs.read_status(folder) == "failed"
     assert not (folder / "summary.json").exists()
-    if isinstance(error, RuntimeError):
-        assert json.loads((folder / "status.json").read_text())["message"] == "boom"
-        assert "RuntimeError: boom" in (folder / "train.log").read_text()
+    message = json.loads((folder / "status.json").read_text())["message"]
+    assert message == ("boom" if isinstance(error, RuntimeError) else "interrupted")
+    assert ("Traceback" in (folder / "train.log").read_text()) == isinstance(error, RuntimeError)
     run(cfg)
     assert runs.is_complete(folder)
     (aside,) = (tmp_path / ".replaced").iterdir()
@@ -372,7 +391,7 @@ def test_every_row_of_the_study_trains_a_step(experiment: str, trained: int, fac
     rows = pd.read_csv(folder / "metrics.csv")
     assert rows["step"].tolist() == [1]
     # Four batches a step: both batches were seen by the first weights, which must know nothing.
-    assert rows["train/loss"][0] == pytest.approx(math.log(2), abs=0.1)
+    assert rows["train/loss"][0] == pytest.approx(math.log(2), abs=0.2)
     shutil.rmtree(tmp_path)  # a vision transformer is large
 
 
@@ -437,9 +456,9 @@ def file_for_a_folder(root: Path) -> list[str]:
         ("unfreeze=6", r"unfreeze must be 0\.\.5 or all: found 6; .* stem, layer1, layer2, layer3, layer4"),
         ("model.weights=nowhere.pth", r"weights: there is no file /\S+/nowhere\.pth; check model\.weights"),
         ("model.weights=pretrained", r"could not be fetched .* Three ways out: .* model\.weights=none"),
-        ("model.input_size=7", r"input_size=7 .*; leave it out for the network's own"),
+        ("model.timm=test_vit model.input_size=33", r"input_size=33 .*; leave it out for the network's own"),
         ("epochs=0", r"epochs=0 is refused: expected a whole number of at least 1"),
-        ("trainer.accelerator=abacus", r"trainer\.accelerator=abacus.*expected .* found .* trainer=cpu"),
+        ("trainer.accelerator=abacus", r"trainer\.accelerator=abacus.*expected .* found: .* trainer=cpu"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(
@@ -452,16 +471,17 @@ def test_a_mistake_is_one_line_and_status_2(
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    wrong = [mistake] if isinstance(mistake, str) else mistake(tmp_path / "wrong")
+    wrong = mistake.split() if isinstance(mistake, str) else mistake(tmp_path / "wrong")
     output = tmp_path / "outputs"
     with pytest.raises(SystemExit) as ended:
         command(*TINY, f"data.root={faces}", f"output_dir={output}", "epochs=1", "logger=none", *wrong)
     assert ended.value.code == 2
     told = capfd.readouterr()
     assert told.out == ""
-    (line,) = [line for line in told.err.splitlines() if line.startswith("error: ") or "Traceback" in line]
-    assert re.search(expected, line), line
-    assert len(told.err.splitlines()) == 1, told.err
+    *before, line = told.err.splitlines()
+    assert re.search(f"^error: .*{expected}", line), told.err
+    assert not before or "run folder" in before[0]  # what shows only after the run has begun
+    assert "Traceback" not in told.err
     assert [path for path in output.rglob("status.json") if runs.is_complete(path.parent)] == []
 
 
@@ -488,6 +508,19 @@ def test_a_loss_that_is_no_number_ends_the_run(
     assert "the training loss is" in json.loads(status.read_text())["message"]
 
 
+@pytest.mark.usefixtures("interruptible")
+def test_an_interruption_is_told_in_one_line(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Recorder, "on_train_epoch_end", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit) as ended:
+        command(*TINY, f"data.root={faces}", f"output_dir={tmp_path}", "logger=none")
+    assert ended.value.code == 130
+    told = capfd.readouterr().err
+    assert told.splitlines()[-1].startswith("error: interrupted. Run the same command again")
+    assert "Traceback" not in told
+
+
 def test_unreadable_files_are_listed_and_left_out(faces: Path, tmp_path: Path) -> None:
     root = shutil.copytree(faces, tmp_path / "faces")
     whole = (root / "0-phone" / "00.jpg").read_bytes()
@@ -511,12 +544,11 @@ def test_help_lists_every_choice_and_needs_no_torch(tmp_path: Path) -> None:
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert "deepfake.config" in imported
     assert not imported & {"torch", "lightning", "timm", "pandas", "matplotlib", "cv2"}
-    for file in CONF.glob("**/*.yaml", recurse_symlinks=True) if sys.version_info >= (3, 13) else _yaml_files():
-        group, choice = file.parent.relative_to(CONF).as_posix(), file.stem
-        if group != ".":
-            assert re.search(rf"^{group}: .*\b{choice}\b", done.stdout, re.MULTILINE), f"{group}={choice}"
+    # os.walk, for conf/experiment is a link
+    files = [Path(place, name) for place, _, names in os.walk(CONF, followlinks=True) for name in names]
+    groups = [file for file in files if file.suffix == ".yaml" and file.parent != CONF]
+    choices = [(file.parent.relative_to(CONF).as_posix(), file.stem) for file in groups]
+    assert {"model", "scheduler", "experiment/report"} <= {group for group, _ in choices}
+    for group, choice in choices:
+        assert re.search(rf"^{group}: .*\b{choice}\b", done.stdout, re.MULTILINE), f"{group}={choice}"
     assert list(tmp_path.iterdir()) == []
-
-
-def _yaml_files() -> list[Path]:
-    return [Path(place, name) for place, _, names in os.walk(CONF, followlinks=True) for name in names]

@@ -27,7 +27,7 @@ def write_inputs(
 ) -> None:
     """config.yaml, environment.json, manifest.csv and, if any file was, unreadable.csv."""
     settings = asdict(cfg)
-    settings["data"]["root"] = str(root)
+    settings["data"]["root"] = str(root.absolute())  # to be found from anywhere
     write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
     write_json(folder / "environment.json", runs.environment())
     write_text(folder / "manifest.csv", manifest.to_csv(index=False))

@@ -20,6 +20,10 @@ from deepfake.models.backbones import build_backbone
 from deepfake.models.detector import Detector, cosine_factor
 from deepfake.models.freezing import is_member
 
+pytestmark = [
+    pytest.mark.filterwarnings(r"ignore:Found \d+ module\(s\) in eval mode"),  # what is frozen is, on purpose
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no"),
+]
 SIZE = 32
 TINY = "test_resnet"  # timm's own for tests
 

@@ -171,7 +171,9 @@ def test_on_a_full_disk_the_run_goes_on_without(
 # ------------------------------------------------------------------------------------------------- the store
 
 
-def store(folder: Path, backbone: Backbone | None = None, max_gb: float = 1.0, precision: str = "32-true") -> TrunkStore:
+def store(
+    folder: Path, backbone: Backbone | None = None, max_gb: float = 1.0, precision: str = "32-true"
+) -> TrunkStore:
     if backbone is None:
         torch.manual_seed(0)
         backbone = build_backbone(TINY, "none", SIZE)

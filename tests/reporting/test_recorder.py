@@ -1,4 +1,4 @@
-"""metrics.csv and the dashboard tell the same, once: every epoch, every figure, the pictures, the hyper-parameters."""
+"""metrics.csv and the dashboard tell the same, once: every epoch, every figure, pictures, hyper-parameters."""
 
 from pathlib import Path
 

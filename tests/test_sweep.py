@@ -1,0 +1,137 @@
+"""A sweep finishes every job, says at the end what is missing, and makes up only that when run again."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from deepfake import runs, training
+from deepfake.train import main
+
+SETTINGS = (
+    "model=timm", "model.timm=test_resnet", "model.weights=none", "model.input_size=32", "batch_size=16",
+    "accumulate=1", "epochs=1", "trainer=cpu", "trainer.progress=false", "logger=none",
+)  # fmt: skip
+
+
+class Sweep:
+    """The command with -m, in this process; `trained` lists the run folders that were really made."""
+
+    def __init__(self, faces: Path, output: Path) -> None:
+        self.faces, self.output, self.folder = faces, output, output / "sweeps" / "one"
+
+    def __call__(self, *overrides: str) -> int:
+        """The command's exit status."""
+        self.trained: list[Path] = []
+        fit = training._fit_and_judge
+
+        def counted(cfg: Any, folder: Path, *arguments: Any) -> float:
+            self.trained.append(folder)
+            return fit(cfg, folder, *arguments)
+
+        where = (f"data.root={self.faces}", f"output_dir={self.output}", f"hydra.sweep.dir={self.folder}")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(training, "_fit_and_judge", counted)
+            patch.setattr(sys, "argv", ["deepfake-train", "-m", *SETTINGS, *where, *overrides])
+            try:
+                main()
+            except SystemExit as ended:
+                return int(ended.code or 0)
+            return 0
+
+    @property
+    def compared(self) -> list[str]:
+        return sorted(pd.read_csv(self.folder / "comparison.csv")["run"])
+
+
+@pytest.fixture
+def sweep(faces: Path, tmp_path: Path) -> Sweep:
+    return Sweep(faces, tmp_path / "outputs")
+
+
+def test_a_bad_job_stops_no_other_and_is_all_that_is_run_again(
+    sweep: Sweep, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep("unfreeze=0,99,1") == 1
+    first = list(sweep.trained)
+    assert [folder.name.split("-")[1] for folder in first] == ["u0", "u1"]
+    assert all(runs.is_complete(folder) for folder in first)
+    told = capfd.readouterr()
+    assert "Traceback" not in told.err
+    *_, count, listed, advice = told.err.splitlines()
+    assert count == "error: 1 of 3 jobs failed; the others are complete."
+    assert "unfreeze=99: unfreeze must be 0..5 or all: found 99" in listed
+    assert advice.endswith("Run the same command again: only what is missing is run.")
+    assert {path.name for path in sweep.folder.iterdir()} >= {"comparison.csv", "comparison.md", "comparison.png"}
+    assert sweep.compared == sorted(folder.name for folder in first)
+    assert "test_resnet" in told.out
+
+    # The mistake is mended: that job alone is run, in the same place.
+    assert sweep("unfreeze=0,2,1") == 0
+    assert [folder.name.split("-")[1] for folder in sweep.trained] == ["u2"]
+    assert sweep.compared == sorted(folder.name for folder in first + sweep.trained)
+
+    # All are complete: nothing is run, and the table is there all the same.
+    (sweep.folder / "comparison.csv").unlink()
+    capfd.readouterr()
+    assert sweep("unfreeze=0,2,1") == 0
+    assert sweep.trained == []
+    assert len(sweep.compared) == 3
+    assert "error" not in capfd.readouterr().err
+
+
+def test_what_an_earlier_sweep_left_in_the_folder_does_not_count(sweep: Sweep) -> None:
+    assert sweep("unfreeze=0,98,99") == 1
+    assert sweep("unfreeze=0,1") == 0
+    assert len(sweep.compared) == 2
+
+
+def test_a_job_that_breaks_is_told_with_its_trace_and_run_again(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+
+        def broken(*_: Any) -> None:
+            raise RuntimeError("boom")
+
+        patch.setattr(training, "_fit_and_judge", broken)
+        assert sweep("seed=0,1") == 1
+    told = capfd.readouterr().err
+    assert "Traceback" in told
+    assert "2 of 2 jobs failed" in told
+    assert told.count("RuntimeError('boom')") == 2
+    assert not (sweep.folder / "comparison.csv").exists()
+    assert [runs.read_status(folder) for folder in sweep.trained] == ["failed", "failed"]
+    assert sweep("seed=0,1") == 0
+    assert len(sweep.trained) == len(sweep.compared) == 2
+
+
+def test_an_interrupted_sweep_ends_at_once_and_goes_on_where_it_was(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fit = training._fit_and_judge
+
+    def interrupted(cfg: Any, *arguments: Any) -> float:
+        if cfg.seed == 1:
+            raise KeyboardInterrupt
+        return fit(cfg, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_fit_and_judge", interrupted)
+        assert sweep("seed=0,1,2") == 130
+    assert len(sweep.trained) == 2
+    told = capfd.readouterr().err
+    assert told.splitlines()[-1].startswith("error: interrupted.")
+    assert "Traceback" not in told
+    assert json.loads((sweep.folder / "jobs" / "1.json").read_text())["status"] == "running"
+    assert sweep("seed=0,1,2") == 0
+    assert len(sweep.trained) == 2
+    assert len(sweep.compared) == 3
+
+
+def test_the_same_job_twice_is_one_run(sweep: Sweep) -> None:
+    assert sweep("lr=1e-3,0.001") == 0
+    assert len(sweep.trained) == len(sweep.compared) == 1
