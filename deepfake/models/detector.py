@@ -108,10 +108,10 @@ class Detector(L.LightningModule):
         optimizer = torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=self.lr)
         s = self.scheduler
         if isinstance(s, PlateauConfig):
-            # PyTorch's patience is one less: it counts the epochs that pass without effect. Its threshold would call
-            # small progress none, which early stopping and the checkpoint call better.
+            # PyTorch's default threshold would call small progress none that early stopping and the checkpoint call
+            # better.
             plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-                optimizer, mode=self.mode, factor=s.factor, patience=max(s.patience - 1, 0), threshold=0.0
+                optimizer, mode=self.mode, factor=s.factor, patience=s.patience, threshold=0.0
             )
             return {
                 "optimizer": optimizer,

@@ -27,6 +27,8 @@ from deepfake.models.freezing import freeze
 from deepfake.models.trunk import StoredTrunk, TrunkStore, restored, stored_depth, to_numpy
 from deepfake.reporting.recorder import Recorder
 
+# What is frozen is in eval mode on purpose.
+pytestmark = pytest.mark.filterwarnings(r"ignore:Found \d+ module\(s\) in eval mode")
 SIZE = 32
 TINY = "test_resnet"  # timm's own for tests
 STUDY = Augmentation(rotation=15, translation=0.1, flip=0.5, brightness=0.2)
