@@ -125,7 +125,7 @@ def _fit_and_judge(cfg: TrainConfig, folder: Path, found: Catalogue, detector: D
     best_epoch = int(torch.load(best.best_model_path, weights_only=True, map_location="cpu")["epoch"])
     verdicts = _judge(cfg, folder, detector, data, trunk, best.best_model_path, best_epoch)
     history = recorder.history()
-    record.write_curves(folder, history, best_epoch)
+    curves = record.write_curves(folder, history, best_epoch)
     summary = record.summary(cfg, folder, detector.backbone, detector.freezing, history, best_epoch) | {
         "monitor": detector.monitor,
         "best_value": float(best.best_model_score),  # type: ignore[arg-type]
@@ -134,7 +134,7 @@ def _fit_and_judge(cfg: TrainConfig, folder: Path, found: Catalogue, detector: D
     }
     record.write_summary(folder, summary)
     if cfg.logger.tensorboard:
-        record.log_hparams(board, cfg, summary)
+        record.log_final(board, cfg, summary, curves)
     _say(summary)
     return float(summary["best_value"])
 

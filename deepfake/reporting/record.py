@@ -69,11 +69,15 @@ def write_verdict(folder: Path, part: str, table: pd.DataFrame, loss: float, epo
     return verdict
 
 
-def write_curves(folder: Path, history: pd.DataFrame, best_epoch: int) -> None:
-    """Loss and accuracy over the epochs."""
-    for measure in ("loss", "accuracy"):
-        figure = figures.curve_figure(history, measure, best_epoch, f"{measure}, {folder.name}")
+def write_curves(folder: Path, history: pd.DataFrame, best_epoch: int) -> dict[str, figures.Figure]:
+    """Loss and accuracy over the epochs, as pictures; returned by name for the dashboard."""
+    curves = {
+        measure: figures.curve_figure(history, measure, best_epoch, f"{measure}, {folder.name}")
+        for measure in ("loss", "accuracy")
+    }
+    for measure, figure in curves.items():
         figures.save(figure, folder / "figures" / f"{measure}.png")
+    return curves
 
 
 def summary(
@@ -103,8 +107,10 @@ def write_summary(folder: Path, content: dict[str, Any]) -> None:
     write_json(folder / runs.SUMMARY, _without_nan(content))
 
 
-def log_hparams(board: TensorBoardLogger, cfg: TrainConfig, content: dict[str, Any]) -> None:
-    """Hyper-parameters beside the final figures, and the final confusion matrix, on the dashboard."""
+def log_final(
+    board: TensorBoardLogger, cfg: TrainConfig, content: dict[str, Any], curves: dict[str, figures.Figure]
+) -> None:
+    """On the dashboard: hyper-parameters beside the final figures, the curves, the final confusion matrix."""
     params = {
         "model": content["model"],
         "unfreeze": str(cfg.unfreeze),
@@ -122,6 +128,8 @@ def log_hparams(board: TensorBoardLogger, cfg: TrainConfig, content: dict[str, A
     }
     board.log_hyperparams(params, {name: value for name, value in final.items() if math.isfinite(value)})
     epoch = content["best_epoch"]
+    for measure, figure in curves.items():
+        board.experiment.add_figure(f"curves/{measure}", figure, epoch)
     board.experiment.add_figure("test/confusion", _confusion(content["test"], "test", epoch), epoch)
     board.finalize("success")
 

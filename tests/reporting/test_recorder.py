@@ -91,7 +91,8 @@ def test_the_dashboard_has_the_names_and_values_of_the_file(rows: pd.DataFrame, 
 def test_the_dashboard_has_a_confusion_matrix_an_epoch_and_the_training_images_once(board: EventAccumulator) -> None:
     assert [image.step for image in board.Images("val/confusion")] == list(range(EPOCHS))
     assert [image.step for image in board.Images("data/augmented")] == [0]
-    assert len(board.Images("test/confusion")) == 1
+    for name in ("test/confusion", "curves/loss", "curves/accuracy"):
+        assert len(board.Images(name)) == 1
     assert len({image.encoded_image_string for image in board.Images("val/confusion")}) > 1
 
 
