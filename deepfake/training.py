@@ -117,7 +117,7 @@ def _fit_and_judge(cfg: TrainConfig, folder: Path, found: Catalogue, detector: D
     _announce(cfg, folder, found, detector)
     data = _data_module(cfg, found, detector)
     trunk = _stored_trunk(cfg, detector, data)
-    board = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
+    board = TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False)
     recorder = Recorder(folder, cfg.logger.image_grid)
     best = _fit(cfg, folder, detector, data, [recorder, *trunk], board if cfg.logger.tensorboard else None)
 
