@@ -20,6 +20,7 @@ from torch import Tensor
 
 from deepfake.console import log, progress
 from deepfake.models.backbones import Backbone
+from deepfake.models.freezing import is_member
 
 # The last stages are cheap beside the trunk. Storing below them lets unfreeze=0, 1 and 2 share one store.
 SHARED_BY = 2
@@ -61,7 +62,7 @@ class TrunkStore:
         digest = hashlib.sha256()
         members = tuple(m for stage in self.backbone.stages[: self.depth] for m in stage.members)
         for name, tensor in self.backbone.network.state_dict().items():
-            if any(name == member or name.startswith(f"{member}.") for member in members):
+            if is_member(name, members):
                 digest.update(name.encode())
                 digest.update(tensor.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
