@@ -5,6 +5,7 @@ the dataclasses below or refuses it by name, before anything is built.
 """
 
 import difflib
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -50,15 +51,26 @@ class CosineConfig(SchedulerConfig):
 
 
 @dataclass
+class CacheConfig:
+    enabled: bool = True
+    dir: str = "outputs/.cache"
+    max_gb: float = 20.0  # of decoded images
+
+
+@dataclass
 class DataConfig:
     name: str = "folder"
     root: str | None = None
-    manifest: str | None = None  # CSV below root: path, label and, if there, source and group
+    manifest: str | None = None  # CSV or Parquet below root: path, label and, if there, source, group and split
+    group: str | None = None  # regular expression on file names
+    hold_out: list[str] = field(default_factory=list)  # sources for the test part alone
     limit: int | None = None  # images in all
     fractions: list[float] = field(default_factory=lambda: [0.7, 0.15, 0.15])  # train, validation, test
     split_seed: int = 0
-    cache: bool = True
-    cache_dir: str = "outputs/.cache"
+    preprocess: str = "resize"  # resize | crop | face
+    face_margin: float = 0.3  # share of the face's side, on each side
+    equalise: bool = False
+    cache: CacheConfig = field(default_factory=CacheConfig)
     workers: int = 0
     max_megapixels: float = 64.0
 
@@ -116,9 +128,21 @@ class TrainConfig:
     patience: int | None = 3  # epochs; None = no early stopping
     cache: str = "auto"  # auto | off
     cache_max_gb: float = 20.0
+    audit: str = "warn"  # warn | strict | off
     output_dir: str = "outputs"
     name: str | None = None
     force: bool = False
+
+
+@dataclass
+class AuditConfig:
+    data: DataConfig = field(default_factory=DataConfig)
+    spectrum: bool = True
+    size: int = 224  # pixels
+    interpolation: str = "bicubic"  # bicubic | bilinear
+    output: str | None = None
+    output_dir: str = "outputs"
+    progress: bool = True
 
 
 @dataclass
@@ -134,6 +158,7 @@ SCHEDULERS: dict[str, type[SchedulerConfig]] = {
     "cosine": CosineConfig,
 }
 WEIGHTS = ("pretrained", "package", "none")  # anything else is a file
+PREPROCESS = ("resize", "crop", "face")
 DATA: dict[str, type[DataConfig]] = {"synthetic": SyntheticConfig, "folder": DataConfig}
 
 
@@ -144,18 +169,11 @@ def parse_train(cfg: DictConfig) -> TrainConfig:
         UserError: an unknown, missing, ill-typed or contradictory setting, named.
     """
     settings = _plain(cfg)
-    data = settings.get("data") or {}
-    if data.get("name") == "synthetic" and data.get("root") is not None:
-        settings["data"] = _own_folder(data)
-    schema = TrainConfig(
-        scheduler=_choose(SCHEDULERS, "scheduler", settings)(), data=_choose(DATA, "data", settings)()
-    )
+    schema = TrainConfig(scheduler=_choose(SCHEDULERS, "scheduler", settings)(), data=_data_schema(settings))
     typed = _typed(schema, settings)
     assert isinstance(typed, TrainConfig)  # noqa: S101 - for the type checker
     _check(typed)
-    # Absolute, so that the same command from another folder is the same run.
-    if typed.data.root is not None:
-        typed.data.root = _absolute(typed.data.root)
+    _check_data(typed.data)
     if typed.model.weights not in WEIGHTS:
         typed.model.weights = _absolute(typed.model.weights)
     return typed
@@ -163,6 +181,19 @@ def parse_train(cfg: DictConfig) -> TrainConfig:
 
 def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
+
+
+def parse_audit(cfg: DictConfig) -> AuditConfig:
+    """Composed configuration of the audit to typed settings; refuses what is unknown or contradictory by name."""
+    settings = _plain(cfg)
+    typed = _typed(AuditConfig(data=_data_schema(settings)), settings)
+    assert isinstance(typed, AuditConfig)  # noqa: S101 - for the type checker
+    _check_data(typed.data)
+    _expect(typed.size >= 32, f"size={typed.size}", "at least 32 pixels")
+    _expect(
+        typed.interpolation in ("bicubic", "bilinear"), f"interpolation={typed.interpolation}", "bicubic or bilinear"
+    )
+    return typed
 
 
 def parse_recap(cfg: DictConfig) -> RecapConfig:
@@ -191,6 +222,15 @@ def _refusal(error: OmegaConfBaseException) -> UserError:
     return UserError(f"{error.full_key or 'settings'}: {str(error).splitlines()[0]}.")
 
 
+def _data_schema(settings: dict[Any, Any]) -> DataConfig:
+    data = settings.get("data") or {}
+    if data.get("name") == "synthetic" and data.get("root") is not None:
+        settings["data"] = _own_folder(data)
+    schema = _choose(DATA, "data", settings)()
+    assert isinstance(schema, DataConfig)  # noqa: S101 - for the type checker
+    return schema
+
+
 def _own_folder(data: dict[str, Any]) -> dict[str, Any]:
     """`data.root=FOLDER` alone means `data=folder`: the built-in data's own knobs no longer apply."""
     own = {f.name: f.default for f in fields(SyntheticConfig)} | {"name": "synthetic"}
@@ -215,8 +255,11 @@ def _typed(schema: Any, settings: Any) -> Any:
     unknown = _unknown_keys(OmegaConf.structured(schema), settings)
     if unknown:
         key, known = unknown
-        near = difflib.get_close_matches(key.rsplit(".", 1)[-1], known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known))}."
+        place, _, last = key.rpartition(".")
+        near = difflib.get_close_matches(last, known, n=1)
+        hint = (
+            f"did you mean {place and place + '.'}{near[0]}?" if near else f"known here: {', '.join(sorted(known))}."
+        )
         raise UserError(f"unknown setting {key}: {hint}")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), settings)
@@ -277,22 +320,7 @@ def _check(c: TrainConfig) -> None:
 
     _expect(c.cache in ("auto", "off"), f"cache={c.cache}", "auto or off")
     _expect(c.cache_max_gb > 0, f"cache_max_gb={c.cache_max_gb}", "a number of gigabytes above 0")
-    d = c.data
-    _expect(
-        len(d.fractions) == 3 and min(d.fractions) > 0 and abs(sum(d.fractions) - 1) < 1e-6,
-        f"data.fractions={d.fractions}",
-        "three shares above 0 that sum to 1: train, validation, test",
-    )
-    _expect(d.workers >= 0, f"data.workers={d.workers}", "a whole number of at least 0")
-    _expect(d.limit is None or d.limit >= 1, f"data.limit={d.limit}", "a number of images, or null for all")
-    _expect(d.max_megapixels > 0, f"data.max_megapixels={d.max_megapixels}", "a number above 0")
-    if isinstance(d, SyntheticConfig):
-        _expect(d.shortcut in (None, "size", "jpeg"), f"data.shortcut={d.shortcut}", "size, jpeg or null")
-    elif d.root is None:
-        raise UserError(
-            "data.root is missing: expected the folder that holds 0-NAME (real) and 1-NAME (generated) folders; "
-            "add data.root=/path/to/faces."
-        )
+    _expect(c.audit in ("warn", "strict", "off"), f"audit={c.audit}", "warn, strict or off")
 
     a = c.augment
     _expect(0 <= a.rotation <= 180, f"augment.rotation={a.rotation}", "degrees in [0, 180]")
@@ -318,6 +346,41 @@ def _check(c: TrainConfig) -> None:
         "at least 1, or null for all",
     )
     _expect(c.logger.image_grid >= 0, f"logger.image_grid={c.logger.image_grid}", "0 or more images")
+
+
+def _check_data(d: DataConfig) -> None:
+    _expect(
+        len(d.fractions) == 3 and min(d.fractions) > 0 and abs(sum(d.fractions) - 1) < 1e-6,
+        f"data.fractions={d.fractions}",
+        "three shares above 0 that sum to 1: train, validation, test",
+    )
+    _expect(d.workers >= 0, f"data.workers={d.workers}", "a whole number of at least 0")
+    _expect(d.limit is None or d.limit >= 1, f"data.limit={d.limit}", "a number of images, or null for all")
+    _expect(d.max_megapixels > 0, f"data.max_megapixels={d.max_megapixels}", "a number above 0")
+    if isinstance(d, SyntheticConfig):
+        _expect(d.shortcut in (None, "size", "jpeg"), f"data.shortcut={d.shortcut}", "size, jpeg or null")
+    elif d.root is None:
+        raise UserError(
+            "data.root is missing: expected the folder that holds your images, such as real/ and fake/, or 0-NAME "
+            "and 1-NAME folders; add data.root=/path/to/faces."
+        )
+    _expect(
+        d.preprocess in PREPROCESS,
+        f"data.preprocess={d.preprocess}",
+        "resize (squash to the network's square), crop (native resolution) or face (detect, align, crop)",
+    )
+    _expect(0 <= d.face_margin <= 2, f"data.face_margin={d.face_margin}", "a share of the face's side in [0, 2]")
+    _expect(d.cache.max_gb > 0, f"data.cache.max_gb={d.cache.max_gb}", "a number of gigabytes above 0")
+    if d.group is not None:
+        try:
+            re.compile(d.group)
+        except re.error as error:
+            raise UserError(
+                f"data.group={d.group} is refused: expected a regular expression such as '(\\d+)_.*' ({error})."
+            ) from error
+    # Absolute, so that the same command from another folder is the same run.
+    if d.root is not None:
+        d.root = _absolute(d.root)
 
 
 def _expect(holds: bool, found: str, expected: str) -> None:

@@ -1,15 +1,13 @@
 """Compare finished runs: `python -m deepfake.recap --help`."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
-from deepfake.config import RecapConfig, conf_dir, parse_recap
-from deepfake.console import say_error, terminal
-from deepfake.errors import UserError
+from deepfake.command import command
+from deepfake.config import RecapConfig, parse_recap
+from deepfake.console import terminal
 
 
 def compare(folders: Sequence[Path], output: Path) -> None:
@@ -34,14 +32,10 @@ def run(cfg: RecapConfig) -> None:
     compare(folders, Path(cfg.output).expanduser() if cfg.output else folders[0])
 
 
-@hydra.main(version_base="1.3", config_path=conf_dir(), config_name="recap")
+@command("recap")
 def main(cfg: DictConfig) -> None:
     """Entry point of the command."""
-    try:
-        run(parse_recap(cfg))
-    except UserError as error:
-        say_error(str(error))
-        sys.exit(2)
+    run(parse_recap(cfg))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Run folders: where a run lives, and whether it is complete."""
 
+import errno
 import hashlib
 import json
 import os
@@ -18,8 +19,8 @@ from deepfake.files import write_json
 
 # Settings that do not change what is learned: the same run with another value is the same run.
 _INCIDENTAL = {
-    "": ("output_dir", "name", "force", "logger", "cache", "cache_max_gb"),
-    "data": ("cache", "cache_dir", "workers"),
+    "": ("output_dir", "name", "force", "logger", "cache", "cache_max_gb", "audit"),
+    "data": ("cache", "workers"),
     "trainer": ("name", "progress"),
 }
 
@@ -63,6 +64,26 @@ def read_status(folder: Path) -> str | None:
         return None
 
 
+def expect_writable(folder: Path) -> None:
+    """Refuse early, before images are read, an output folder that cannot be made or written.
+
+    Raises:
+        UserError: names it.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise _unwritable(folder, os.strerror(errno.ENOTDIR))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise _unwritable(folder, os.strerror(errno.EACCES))
+
+
+def _unwritable(folder: Path, reason: str | None) -> UserError:
+    return UserError(
+        f"output_dir: expected a folder that can be written, found {folder} ({reason}). "
+        f"Name another with output_dir=..."
+    )
+
+
 def begin(folder: Path) -> None:
     """Make a fresh run folder; what an earlier, unfinished or replaced run left is set aside, not deleted.
 
@@ -79,10 +100,7 @@ def begin(folder: Path) -> None:
         folder.mkdir(parents=True)
         write_json(folder / STATUS, {"status": "running"})
     except OSError as error:
-        raise UserError(
-            f"output_dir: expected a folder that can be written, found {folder.parent} ({error.strerror}). "
-            f"Name another with output_dir=..."
-        ) from error
+        raise _unwritable(folder.parent, error.strerror) from error
 
 
 def finish(folder: Path, status: str, message: str = "") -> None:

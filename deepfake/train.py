@@ -1,10 +1,10 @@
 """Train one network, or with -m a sweep: `python -m deepfake.train --help`."""
 
-import hydra
 from omegaconf import DictConfig
 
 from deepfake import sweep
-from deepfake.config import TrainConfig, conf_dir
+from deepfake.command import command
+from deepfake.config import TrainConfig
 
 
 def run(cfg: TrainConfig) -> float:
@@ -21,7 +21,7 @@ def run(cfg: TrainConfig) -> float:
     return train(cfg)
 
 
-@hydra.main(version_base="1.3", config_path=conf_dir(), config_name="train")
+@command("train")
 def main(cfg: DictConfig) -> float:
     """Entry point of the command."""
     return sweep.job(cfg, run)

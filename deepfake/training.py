@@ -3,13 +3,11 @@
 import json
 import math
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
-import pandas as pd
 import torch
 from lightning.pytorch.callbacks import (
     EarlyStopping,
@@ -22,27 +20,28 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from deepfake import runs
-from deepfake.config import PlateauConfig, SyntheticConfig, TrainConfig
+from deepfake.analysis.audit import report
+from deepfake.config import PlateauConfig, TrainConfig
 from deepfake.console import log, logging_to_file, logging_to_terminal, progress
 from deepfake.data.augment import Augmentation
-from deepfake.data.catalog import find_images, limit_images, read_manifest, scan
 from deepfake.data.datamodule import FaceDataModule
-from deepfake.data.split import expect_both_classes, split
-from deepfake.data.synthetic import make_faces
+from deepfake.data.prepared import Preparation
+from deepfake.data.split import expect_both_classes
+from deepfake.dataset import (
+    Catalogue,
+    cache_folder,
+    catalogue,
+    expect_trainable,
+    left_out,
+    preparation,
+    say_unreadable,
+)
 from deepfake.errors import UserError
 from deepfake.models.backbones import build_backbone
 from deepfake.models.detector import Detector
 from deepfake.models.trunk import StoredTrunk, TrunkStore, stored_depth
 from deepfake.reporting import record
 from deepfake.reporting.recorder import Recorder
-
-
-class Catalogue(NamedTuple):
-    """What is there to learn from."""
-
-    manifest: pd.DataFrame  # one row a readable image, with its part in the column split
-    unreadable: pd.DataFrame  # path, source, reason
-    root: Path  # what the paths are below
 
 
 def train(cfg: TrainConfig) -> float:
@@ -52,15 +51,19 @@ def train(cfg: TrainConfig) -> float:
         if runs.is_complete(folder) and not cfg.force:
             log.info("%s is complete: skipped. force=true trains it again.", folder)
             return float(json.loads((folder / runs.SUMMARY).read_text())["best_value"])
+        runs.expect_writable(folder.parent)
         began = time.monotonic()
         # Data and network first: most mistakes show here, before a folder is made.
-        found = catalogue(cfg)
+        found = catalogue(cfg.data, cfg.trainer.progress)
+        say_unreadable(found.table)
+        expect_trainable(found)
+        audit = look_for_shortcuts(cfg, found)
         L.seed_everything(cfg.seed, verbose=False)
         detector = build_detector(cfg)
         runs.begin(folder)
         with logging_to_file(folder / "train.log"):
             try:
-                value = _fit_and_judge(cfg, folder, found, detector, began)
+                value = _fit_and_judge(cfg, folder, found, audit, detector, began)
             except BaseException as error:
                 runs.finish(folder, "failed", str(error) or type(error).__name__)
                 if not isinstance(error, UserError | KeyboardInterrupt):
@@ -70,34 +73,26 @@ def train(cfg: TrainConfig) -> float:
         return value
 
 
-def catalogue(cfg: TrainConfig) -> Catalogue:
-    """Find the images, read each once, split what can be read.
+def look_for_shortcuts(cfg: TrainConfig, found: Catalogue) -> dict[str, Any] | None:
+    """The audit that costs no decoding; None where it was not asked for.
 
     Raises:
-        UserError: no data, a class or part without images, one image under two labels.
+        UserError: audit=strict and something that puts any result in doubt.
     """
-    data = cfg.data
-    root = _synthetic_root(data) if isinstance(data, SyntheticConfig) else Path(str(data.root))
-    found = read_manifest(root, data.manifest) if data.manifest else find_images(root)
-    found = limit_images(found, data.limit)
-    with progress("reading images", len(found), cfg.trainer.progress) as advance:
-        table, unreadable = scan(found, root, data.max_megapixels, advance)
-    for row in unreadable.head(10).itertuples():
-        log.warning("left out: %r: %s", row.path, row.reason)
-    if len(unreadable):
-        log.warning("%d of %d files cannot be read and are left out.", len(unreadable), len(found))
-    table["split"] = split(table, data.fractions, data.split_seed)
-    expect_both_classes(table)
-    return Catalogue(table, unreadable, root)
+    if cfg.audit == "off":
+        return None
+    audit = report(found.table, cfg.data.equalise)
+    serious = _serious(audit)
+    if serious and cfg.audit == "strict":
+        raise UserError(
+            f"audit=strict refuses this data: {serious[0]}. python -m deepfake.audit shows all {len(serious)} "
+            f"serious findings."
+        )
+    return audit
 
 
-def _synthetic_root(data: SyntheticConfig) -> Path:
-    """Built-in data, made once for each setting of it."""
-    key = f"n{data.images_per_source}-{data.size}px-{data.shortcut or 'plain'}-s{data.seed}"
-    root = Path(data.cache_dir).expanduser() / "synthetic" / key
-    if not root.exists():
-        log.info("making the built-in data in %s", root)
-    return make_faces(root, data.images_per_source, data.size, data.seed, data.shortcut)
+def _serious(audit: dict[str, Any]) -> list[str]:
+    return [finding["sentence"] for finding in audit["findings"] if finding["level"] != "note"]
 
 
 def build_detector(cfg: TrainConfig) -> Detector:
@@ -112,10 +107,17 @@ def build_detector(cfg: TrainConfig) -> Detector:
     return Detector(backbone, cfg.unfreeze, cfg.lr, cfg.scheduler, cfg.epochs, settings)
 
 
-def _fit_and_judge(cfg: TrainConfig, folder: Path, found: Catalogue, detector: Detector, began: float) -> float:
-    record.write_inputs(folder, cfg, found.manifest, found.unreadable, found.root)
-    _announce(cfg, folder, found, detector)
-    data = _data_module(cfg, found, detector)
+def _fit_and_judge(
+    cfg: TrainConfig,
+    folder: Path,
+    found: Catalogue,
+    audit: dict[str, Any] | None,
+    detector: Detector,
+    began: float,
+) -> float:
+    data, found = _data_module(cfg, found, detector)
+    record.write_inputs(folder, cfg, found.table, found.root, audit)
+    _announce(cfg, folder, found, audit, detector, data.preparation)
     trunk = _stored_trunk(cfg, detector, data)
     board = TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False)
     recorder = Recorder(folder, cfg.logger.image_grid)
@@ -139,8 +141,15 @@ def _fit_and_judge(cfg: TrainConfig, folder: Path, found: Catalogue, detector: D
     return float(summary["best_value"])
 
 
-def _announce(cfg: TrainConfig, folder: Path, found: Catalogue, detector: Detector) -> None:
-    manifest, freezing = found.manifest, detector.freezing
+def _announce(
+    cfg: TrainConfig,
+    folder: Path,
+    found: Catalogue,
+    audit: dict[str, Any] | None,
+    detector: Detector,
+    how: Preparation,
+) -> None:
+    manifest, freezing = found.table[found.table["split"] != ""], detector.freezing
     parts = manifest["split"].value_counts()
     log.info("run folder %s", folder)
     log.info(
@@ -148,6 +157,13 @@ def _announce(cfg: TrainConfig, folder: Path, found: Catalogue, detector: Detect
         len(manifest), manifest["source"].nunique(), 100 * manifest["label"].mean(),
         parts["train"], parts["val"], parts["test"],
     )  # fmt: skip
+    if audit is not None:
+        for sentence in _serious(audit):
+            log.warning("audit      %s", sentence)
+        if not _serious(audit):
+            log.info("audit      sizes, formats and duplicates put no result in doubt")
+    if how.equalise:
+        log.info("equalised  centre square, %d pixels, JPEG of one quality, for every image", how.equalise)
     log.info("weights    %s", detector.backbone.weights_origin)
     log.info("frozen     %s", ", ".join(freezing.frozen) or "nothing")
     log.info(
@@ -164,27 +180,36 @@ def _announce(cfg: TrainConfig, folder: Path, found: Catalogue, detector: Detect
         )  # fmt: skip
 
 
-def _data_module(cfg: TrainConfig, found: Catalogue, detector: Detector) -> FaceDataModule:
+def _data_module(cfg: TrainConfig, found: Catalogue, detector: Detector) -> tuple[FaceDataModule, Catalogue]:
+    """The loaders, every image prepared; and the catalogue, with what could not be prepared left out.
+
+    Raises:
+        UserError: what is left has a part without a class.
+    """
     data = FaceDataModule(
-        found.manifest,
+        found.table,
         found.root,
         detector.backbone.input_spec,
         Augmentation(**{k: v for k, v in asdict(cfg.augment).items() if k != "name"}),
         seed=cfg.seed,
         batch_size=cfg.batch_size,
         workers=cfg.data.workers,
-        cache=Path(cfg.data.cache_dir).expanduser() if cfg.data.cache else None,
+        cache=cache_folder(cfg.data),
         max_megapixels=cfg.data.max_megapixels,
         provided=_shares_trunk(cfg, detector),
+        preparation=preparation(cfg.data, found.table),
+        cache_gb=cfg.data.cache.max_gb,
     )
-    if cfg.data.cache:
-        # Decode all images once, with every core, before the first step needs them.
-        items = [(part, index) for part in ("train", "val", "test") for index in range(len(data.rows(part)))]
-        parts = {part: data.dataset(part) for part, _ in items}
-        with progress("preparing images", len(items), cfg.trainer.progress) as advance, ThreadPoolExecutor() as pool:
-            for _ in pool.map(lambda item: parts[item[0]][0, item[1]], items):
-                advance()
-    return data
+    rows = data.unprepared()
+    with progress("preparing images", len(rows), cfg.trainer.progress) as advance:
+        unusable = data.prepare(rows, advance)
+    if len(unusable):
+        table = left_out(found.table, unusable)
+        expect_both_classes(table[table["status"] != "unreadable"])
+        found = Catalogue(table, found.root)
+        data.manifest = table
+        say_unreadable(table)
+    return data, found
 
 
 def _shares_trunk(cfg: TrainConfig, detector: Detector) -> bool:
@@ -199,7 +224,7 @@ def _stored_trunk(cfg: TrainConfig, detector: Detector, data: FaceDataModule) ->
     store = TrunkStore(
         detector.backbone,
         stored_depth(detector.backbone),
-        Path(cfg.data.cache_dir).expanduser() / "trunk",
+        Path(cfg.data.cache.dir).expanduser() / "trunk",
         cfg.trainer.precision,
         cfg.cache_max_gb,
     )

@@ -109,6 +109,7 @@ def defaults_of(schema: Any) -> dict[str, Any]:
     [
         ("train", config.TrainConfig),
         ("recap", config.RecapConfig),
+        ("audit", config.AuditConfig),
         ("model/efficientnet", config.ModelConfig),
         ("augment/study", config.AugmentConfig),
         ("trainer/auto", config.TrainerConfig),
@@ -129,18 +130,19 @@ def test_defaults_in_yaml_equal_those_in_code(file: str, schema: Any) -> None:
 
 
 def explained(file: Path) -> dict[str, str]:
-    """{key: comment} of the lines `key: value # comment`."""
-    return dict(re.findall(r"^(\w+): [^#\n]+# (\S.*)$", file.read_text(encoding="utf-8"), re.MULTILINE))
+    """{key: comment} of the lines `key: value # comment`, inner ones too."""
+    return dict(re.findall(r"^ *(\w+):[^#\n]*# (\S.*)$", file.read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def lines_to_explain() -> Iterator[tuple[str, str]]:
     yield from (("train.yaml", name) for name in defaults_of(config.TrainConfig))
     yield from (("recap.yaml", name) for name in defaults_of(config.RecapConfig))
+    yield from (("audit.yaml", name) for name in defaults_of(config.AuditConfig))
     for group, choice in CHOICES:
         # `name` is the choice itself, told in the file's first line.
-        for key in yaml.safe_load((CONF / group / f"{choice}.yaml").read_text()):
+        for key, value in yaml.safe_load((CONF / group / f"{choice}.yaml").read_text()).items():
             if key not in ("name", "defaults"):
-                yield f"{group}/{choice}.yaml", key
+                yield from ((f"{group}/{choice}.yaml", k) for k in [key, *(value if isinstance(value, dict) else [])])
 
 
 @pytest.mark.parametrize(("file", "key"), lines_to_explain())
@@ -166,7 +168,9 @@ def test_every_choice_says_in_its_first_line_what_it_is(file: str) -> None:
     assert re.match(r"# \S.*\.?\n", (CONF / file).read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(("command", "schema"), [("train", TrainConfig), ("recap", RecapConfig)])
+@pytest.mark.parametrize(
+    ("command", "schema"), [("train", TrainConfig), ("recap", RecapConfig), ("audit", config.AuditConfig)]
+)
 def test_help_describes_every_plain_value(command: str, schema: Any) -> None:
     text = compose(command, return_hydra_config=True).hydra.help.template
     for name in defaults_of(schema):
@@ -198,6 +202,11 @@ def test_settings_need_no_torch() -> None:
         ("lr=nan", "a number above 0"),
         ("patience=0", "at least 1, or null"),
         ("cache=on", "auto or off"),
+        ("audit=maybe", "warn, strict or off"),
+        ("data.preprocess=stretch", "resize (squash to the network's square), crop"),
+        ("data.face_margin=-1", "a share of the face's side"),
+        ("data.cache.max_gb=0", "a number of gigabytes above 0"),
+        ("data.group='('", "a regular expression"),
         ("cache_max_gb=0", "above 0"),
         ("name=a/b", "one folder name"),
         ("name=..", "one folder name"),
@@ -256,8 +265,8 @@ def test_a_scheduler_that_acts_before_training_stops_is_accepted(overrides: str)
     ("override", "message"),
     [
         ("+epoch=3", "unknown setting epoch: did you mean epochs?"),
-        ("+data.roots=/x", "unknown setting data.roots: did you mean root?"),
-        ("+model.input_sise=3", "unknown setting model.input_sise: did you mean input_size?"),
+        ("+data.roots=/x", "unknown setting data.roots: did you mean data.root?"),
+        ("+model.input_sise=3", "unknown setting model.input_sise: did you mean model.input_size?"),
         ("+scheduler.qqq=1", "unknown setting scheduler.qqq: known here: name."),
     ],
 )
@@ -269,7 +278,7 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(override: str, messa
     ("override", "message"),
     [
         ("epochs=many", r"^epochs: .*many"),
-        ("data.cache=perhaps", r"^data\.cache: .*perhaps"),
+        ("data.cache.enabled=perhaps", r"^data\.cache\.enabled: .*perhaps"),
         ("data.fractions=half", r"^data\.fractions: "),
         ("epochs=null", r"^epochs: "),
         ("output_dir=${nowhere}", r"^output_dir: .*nowhere"),
@@ -284,7 +293,7 @@ def test_a_value_of_the_wrong_type_is_named(override: str, message: str) -> None
     ("override", "message"),
     [
         ("model=timm", "model.timm is missing: add model.timm=VALUE to the command."),
-        ("data=folder", "data.root is missing: expected the folder that holds 0-NAME"),
+        ("data=folder", "data.root is missing: expected the folder that holds your images"),
     ],
 )
 def test_a_missing_value_is_named_with_what_to_add(override: str, message: str) -> None:

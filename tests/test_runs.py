@@ -21,8 +21,9 @@ from deepfake.errors import UserError
 
 # A setting in this list changes where a run goes or how fast it is, never what it learns.
 INCIDENTAL = {
-    "output_dir", "name", "force", "cache", "cache_max_gb", "logger.name", "logger.tensorboard", "logger.image_grid",
-    "data.cache", "data.cache_dir", "data.workers", "trainer.name", "trainer.progress",
+    "output_dir", "name", "force", "cache", "cache_max_gb", "audit", "logger.name", "logger.tensorboard",
+    "logger.image_grid",
+    "data.cache.enabled", "data.cache.dir", "data.cache.max_gb", "data.workers", "trainer.name", "trainer.progress",
 }  # fmt: skip
 
 
@@ -56,7 +57,7 @@ def changed(cfg: TrainConfig, name: str) -> TrainConfig:
     elif isinstance(value, int | float):
         other = value + 1
     elif isinstance(value, list):
-        other = value[::-1]
+        other = value[::-1] or ["1-gan"]
     else:
         other = f"{value}-other"
     setattr(section, last, other)

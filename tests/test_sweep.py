@@ -7,8 +7,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 
 from deepfake import runs, training
+from deepfake import sweep as sweeping
+from deepfake.errors import UserError
 from deepfake.train import main
 
 SETTINGS = (
@@ -81,6 +84,46 @@ def test_a_bad_job_stops_no_other_and_is_all_that_is_run_again(
     assert sweep.trained == []
     assert len(sweep.compared) == 3
     assert "error" not in capfd.readouterr().err
+
+
+def test_settings_that_cannot_be_composed_refuse_every_job_before_the_first(
+    sweep: Sweep, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep("scheduler=none,platau") == 2
+    assert sweep.trained == []
+    assert capfd.readouterr().err.startswith("error: scheduler=platau is refused: expected one of cosine, none, plat")
+
+
+def test_a_setting_that_one_job_does_not_know_is_told_in_one_line_and_stops_no_other(
+    sweep: Sweep, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep("+epoch=2", "seed=0,1") == 1
+    assert sweep.trained == []
+    told = capfd.readouterr().err
+    assert "Traceback" not in told
+    assert [line for line in told.splitlines() if line.startswith("error: unknown")] == [
+        "error: unknown setting epoch: did you mean epochs?"
+    ] * 2
+
+
+@pytest.mark.parametrize(("error", "status"), [(UserError("no folder"), 2), (RuntimeError("boom"), 1)])
+def test_a_comparison_that_fails_is_no_success(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    error: Exception,
+    status: int,
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(sweeping, "compare", fail)
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "0.json").write_text('{"overrides": "", "run": "a", "status": "complete", "message": ""}')
+    with pytest.raises(SystemExit) as ended:
+        sweeping.Comparison().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    assert ended.value.code == status
+    assert str(error) in capfd.readouterr().err.splitlines()[-1]
 
 
 def test_what_an_earlier_sweep_left_in_the_folder_does_not_count(sweep: Sweep) -> None:

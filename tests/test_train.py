@@ -27,6 +27,7 @@ from sklearn import metrics as sklearn
 
 from deepfake import runs, training
 from deepfake.config import TrainConfig, conf_dir, parse_train
+from deepfake.data.catalog import read_catalogue
 from deepfake.models.backbones import build_backbone
 from deepfake.models.detector import Detector
 from deepfake.reporting.recorder import Recorder
@@ -110,7 +111,8 @@ def test_a_run_folder_holds_everything_and_nothing_else(folder: Path) -> None:
     board = {file for file in files if file.startswith("tensorboard/")}
     assert any("events.out.tfevents" in file for file in board)
     assert files - board == {
-        "config.yaml", "manifest.csv", "environment.json", "metrics.csv", "summary.json", "status.json", "train.log",
+        "config.yaml", "manifest.csv", "manifest.parquet", "audit.json", "environment.json", "metrics.csv",
+        "summary.json", "status.json", "train.log",
         "val_predictions.csv", "test_predictions.csv", "confusion_val.csv", "confusion_test.csv",
         "figures/loss.png", "figures/accuracy.png", "figures/confusion_val.png", "figures/confusion_test.png",
         "figures/augmented.png", "checkpoints/best.ckpt", "checkpoints/last.ckpt",
@@ -445,7 +447,7 @@ def file_for_a_folder(root: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("mistake", "expected"),
     [
-        (nothing_there, r"data\.root=\S+nowhere is no folder: expected one that holds 0-NAME and 1-NAME folders"),
+        (nothing_there, r"data\.root=\S+nowhere is no folder: expected one that holds folders such as real and fake"),
         (empty_class, r"expected images of both classes, found 1 .* none that is real\. Put some into .* 0-NAME"),
         (one_class, r"expected images of both classes, found 4 .* none that is real\. Put some into .* 0-NAME"),
         (three_images, r"the \w+ part has no \w+ image: expected at least one, found \d .* all 3\. Add \w+ images"),
@@ -527,11 +529,12 @@ def test_unreadable_files_are_listed_and_left_out(faces: Path, tmp_path: Path) -
     (root / "0-phone" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (root / "1-gan" / "empty.png").write_bytes(b"")
     folder = train(root, tmp_path / "outputs", "epochs=1", "logger=none")
-    listed = pd.read_csv(folder / "unreadable.csv").set_index("path")["reason"]
-    assert set(listed.index) == {"0-phone/cut.jpg", "1-gan/empty.png"}
-    assert listed["1-gan/empty.png"] == "file is empty"
-    assert not set(listed.index) & set(pd.read_csv(folder / "manifest.csv")["path"])
-    assert len(pd.read_csv(folder / "manifest.csv")) == 48
+    manifest = read_catalogue(folder / "manifest.csv").set_index("path")
+    assert len(manifest) == 50
+    unreadable = manifest[manifest["status"] == "unreadable"]
+    assert set(unreadable.index) == {"0-phone/cut.jpg", "1-gan/empty.png"}
+    assert unreadable["reason"]["1-gan/empty.png"] == "file is empty"
+    assert set(unreadable["split"]) == {""}
     assert runs.is_complete(folder)
 
 

@@ -56,7 +56,8 @@ def test_the_wheel_holds_every_setting_and_no_test(wheel: Path) -> None:
     expected = {f"deepfake/conf/{path.relative_to(conf).as_posix()}" for path in settings if path.suffix == ".yaml"}
     assert {"deepfake/conf/train.yaml", "deepfake/conf/experiment/report/efficientnet_3.yaml"} <= expected
     assert expected <= held
-    package = {f"deepfake/{path.relative_to(PROJECT / 'deepfake')}" for path in (PROJECT / "deepfake").rglob("*.py")}
+    shipped = [file for kind in ("*.py", "*.html") for file in (PROJECT / "deepfake").rglob(kind)]
+    package = {f"deepfake/{path.relative_to(PROJECT / 'deepfake')}" for path in shipped}
     assert package <= held
     assert {name.split("/")[0] for name in held} == {"deepfake", f"{'-'.join(wheel.name.split('-')[:2])}.dist-info"}
 

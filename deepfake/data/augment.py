@@ -23,6 +23,18 @@ def random_for(*keys: object) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.frombuffer(digest[:16], np.uint64)))
 
 
+def crop_place(seed: int, sha256: str, view: int) -> tuple[float, float]:
+    """Where a view's crop lies in the room that the image leaves it: shares (down, right), each uniform in [0, 1).
+
+    Args:
+        seed: of the run.
+        sha256: of the image's file; equal files get equal places.
+        view: number of the view, the epoch for instance.
+    """
+    down, right = random_for("crop", seed, sha256, view).random(2)
+    return float(down), float(right)
+
+
 def augment(pixels: np.ndarray, how: Augmentation, seed: int, sha256: str, view: int) -> np.ndarray:
     """One augmented view of an image.
 

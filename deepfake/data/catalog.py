@@ -1,145 +1,320 @@
-"""A folder of images as one table: what is there, what it is labelled, what can be read."""
+"""A folder of images as one table: one row a file, with what it holds, or why it cannot be read."""
 
+import contextlib
+import csv
+import hashlib
+import io
 import os
-import re
-from collections.abc import Callable, Iterable
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import pandas as pd
 
-from deepfake.data.images import SUFFIXES, UnreadableImage, read_image
+from deepfake.console import log
+from deepfake.data.images import UnreachableImage, UnreadableImage, decode_image, perceptual_hash, read_content
 from deepfake.data.split import unit_hash
 from deepfake.errors import UserError
+from deepfake.files import write_bytes
 
-COLUMNS = ["path", "label", "source", "group", "sha256", "width", "height", "format", "mode", "bytes", "note"]
+# Which file it is; what its content is; what was found in it.
+_FILE = {"path": "str", "label": "int64", "source": "str", "group": "str", "split": "str"}
+_FACTS = {
+    "phash": "str",
+    "width": "int64",
+    "height": "int64",
+    "mode": "str",
+    "format": "str",
+    "bytes": "int64",
+    "jpeg_quality": "int64",
+    "jpeg_luma": "float64",
+    "status": "str",
+    "reason": "str",
+}
+_TYPES = {**_FILE, "sha256": "str", **_FACTS}
+COLUMNS = list(_TYPES)
 
-_SOURCE = re.compile(r"[01][-_].", re.DOTALL)
+_Facts = tuple[object, ...]  # as _FACTS, in that order
+_Row = tuple[object, ...]  # sha256 and _Facts
+_T = TypeVar("_T")
 
-
-def find_images(root: Path) -> pd.DataFrame:
-    """Images in folders named 0-NAME (real) and 1-NAME (generated), each file once.
-
-    Args:
-        root: the folder that holds those folders.
-
-    Returns:
-        One row a file, sorted: path (below root, with /), label (0 real, 1 generated), source (folder name),
-        group (empty).
-
-    Raises:
-        UserError: no such folder, no labelled folder, a class without files.
-    """
-    if not root.is_dir():
-        raise UserError(f"data.root={root} is no folder: expected one that holds 0-NAME and 1-NAME folders.")
-    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and _SOURCE.match(entry.name))
-    if not folders:
-        found = ", ".join(sorted(entry.name for entry in root.iterdir())[:5]) or "nothing"
-        raise UserError(
-            f"data.root={root}: expected folders named 0-NAME (real) and 1-NAME (generated), found {found}. "
-            f"Rename your folders, or name a CSV with the columns path and label as data.manifest."
-        )
-    rows = []
-    # Links may lead to a file twice. Under the other label it is kept, for `scan` to refuse.
-    seen: dict[int, set[str]] = {0: set(), 1: set()}
-    for folder in folders:
-        label = int(folder.name[0])
-        for path in _walk(folder, root, seen[label]):
-            _expect_unicode(path)
-            rows.append((path.relative_to(root).as_posix(), label, folder.name, ""))
-    table = pd.DataFrame(rows, columns=["path", "label", "source", "group"])
-    _expect_both_classes(table, str(root))
-    return table
-
-
-def read_manifest(root: Path, manifest: str) -> pd.DataFrame:
-    """Images named in a CSV below root, with at least the columns path and label.
-
-    Returns:
-        As `find_images`; source defaults to the first folder of the path, marked with the label, group to empty.
-
-    Raises:
-        UserError: the file or a column is missing, a label is not 0 or 1, a path leads out of root, is empty or
-            has both labels.
-    """
-    file = root / manifest
-    if not file.is_file():
-        raise UserError(f"data.manifest={manifest}: expected a CSV file below {root}, found none there.")
-    try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
-    except ValueError as error:  # empty, not UTF-8, rows of unequal length
-        reason = " ".join(str(error).split())
-        raise UserError(f"{file}: expected a CSV file in UTF-8, found one that cannot be read: {reason}.") from error
-    for column in ("path", "label"):
-        if column not in table:
-            raise UserError(
-                f"{file}: expected a column {column}, found {', '.join(table.columns)}. Add it to the file."
-            )
-    wrong = table[~table["label"].isin(["0", "1"])]
-    if len(wrong):
-        raise UserError(
-            f"{file}: expected labels 0 (real) or 1 (generated), found {wrong['label'].iloc[0]!r} "
-            f"for {wrong['path'].iloc[0]!r}."
-        )
-    for path in table["path"]:
-        if not path or "\0" in path:
-            raise UserError(f"{file}: expected the path of an image in every row, found {path!r}.")
-    table["path"] = [Path(os.path.relpath(root / path, root)).as_posix() for path in table["path"]]
-    inside = _real(root)
-    for path in table["path"]:
-        if not Path(_real(root / path)).is_relative_to(inside):
-            raise UserError(f"{file}: {path!r} leads out of {root}. Paths must stay below data.root.")
-    table["label"] = table["label"].astype(int)
-    if "source" not in table:
-        table["source"] = [_source(p, label) for p, label in zip(table["path"], table["label"], strict=True)]
-    if "group" not in table:
-        table["group"] = ""
-    for path in table.loc[table.groupby("path")["label"].transform("nunique") > 1, "path"].head(1):
-        raise UserError(f"{file}: {path!r} is labelled both real and generated. Remove the wrong row.")
-    table = table.drop_duplicates("path").sort_values("path", ignore_index=True)
-    _expect_both_classes(table, str(file))
-    return table[["path", "label", "source", "group"]]
+_BATCH = 256  # files after which what was found is written down: what an interruption loses
 
 
 def scan(
     table: pd.DataFrame,
     root: Path,
     max_megapixels: float = 64.0,
+    cache: Path | None = None,
     advance: Callable[[], object] = lambda: None,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Decode every image once; keep what can be read.
+) -> pd.DataFrame:
+    """Decode every image once; a file that was seen before is not read again.
 
     Args:
-        table: as `find_images` returns.
+        table: columns path, label, source, group and split, as `find_images` returns.
         root: what the paths are below.
         max_megapixels: larger images count as unreadable.
-        advance: called once a file, for a progress bar.
+        cache: folder of `catalogue.sqlite`, which remembers files and contents; None reads everything.
+        advance: called once a file, from several threads, for a progress bar.
 
     Returns:
-        Readable images with `COLUMNS`, and unreadable ones (path, source, reason).
-
-    Raises:
-        UserError: the same file content under both labels.
+        The same rows with `COLUMNS`. An unreadable file has a reason, no split and no size, and a sha256 if its
+        bytes could be read.
     """
+    above = os.path.abspath(root)
+    files = [os.path.join(above, path) for path in table["path"]]
+    known = _Known(cache, max_megapixels)
 
-    def look(path: str) -> dict[str, object]:
+    def look(file: str) -> _Look:
         try:
-            return asdict(read_image(root / path, max_megapixels)[1])
-        except UnreadableImage as error:
-            return {"reason": str(error)}
+            return _look(file, max_megapixels, known)
         finally:
             advance()
 
-    # Threads: decoding and hashing release the interpreter lock.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        facts = pd.DataFrame(list(pool.map(look, table["path"])), index=table.index)
-    facts = facts.reindex(columns=[*COLUMNS[4:], "reason"])
-    full = table.join(facts)
-    bad = facts["reason"].notna()
-    readable = full.loc[~bad, COLUMNS].astype({"width": int, "height": int, "bytes": int}).reset_index(drop=True)
-    _refuse_two_labels(readable)
-    return readable, full.loc[bad, ["path", "source", "reason"]].reset_index(drop=True)
+    try:
+        rows = known.unchanged(files)
+        missing = [place for place, row in enumerate(rows) if row is None]
+        for _ in range(len(files) - len(missing)):
+            advance()
+        # Threads: reading, hashing, decoding and shrinking, most of the work, release the interpreter lock.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for start in range(0, len(missing), _BATCH):
+                places = missing[start : start + _BATCH]
+                looks = list(pool.map(look, [files[place] for place in places]))
+                known.remember(looks)
+                for place, seen in zip(places, looks, strict=True):
+                    rows[place] = (seen.sha256, *seen.facts)
+    finally:
+        known.close()
+
+    found = pd.DataFrame(rows, columns=["sha256", *_FACTS], index=table.index)
+    full = pd.concat([table[list(_FILE)], found], axis=1).astype(_TYPES)
+    full["split"] = full["split"].where(full["status"] != "unreadable", "")
+    return full
+
+
+class _Identity(NamedTuple):
+    """What a file's status says; as long as it says the same, so does the file."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int  # also tells another file of the same age put in its place, as an archive unpacked anew does
+
+
+class _Look(NamedTuple):
+    """One file, read."""
+
+    file: str
+    identity: _Identity | None  # None: nothing here is to be remembered
+    sha256: str
+    facts: _Facts
+
+
+def _look(file: str, max_megapixels: float, known: "_Known") -> _Look:
+    # Asked before reading: a file that changes meanwhile then differs from what is remembered of it.
+    identity = _identity(file)
+    size, sha256 = 0, ""
+    try:
+        content = read_content(Path(file))
+        size, sha256 = len(content), hashlib.sha256(content).hexdigest()
+        facts = known.facts(sha256, _suffix(file)) or _facts(content, _suffix(file), max_megapixels)
+    except UnreachableImage as error:
+        return _Look(file, None, sha256, _unreadable(error, size))
+    return _Look(file, identity, sha256, facts)
+
+
+def _identity(file: str) -> _Identity | None:
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None
+    return _Identity(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _suffix(file: str) -> str:
+    return os.path.splitext(file)[1].lower()
+
+
+def _facts(content: bytes, suffix: str, max_megapixels: float) -> _Facts:
+    try:
+        pixels, file = decode_image(content, suffix, max_megapixels)
+    except UnreachableImage:
+        raise
+    except UnreadableImage as error:
+        return _unreadable(error, len(content))
+    return (
+        perceptual_hash(pixels),
+        file.width,
+        file.height,
+        file.mode,
+        file.format,
+        file.bytes,
+        file.jpeg_quality,
+        file.jpeg_luma,
+        "suspicious" if file.reason else "ok",
+        file.reason,
+    )
+
+
+def _unreadable(error: UnreadableImage, size: int) -> _Facts:
+    return ("", 0, 0, "", "", size, -1, -1.0, "unreadable", str(error))
+
+
+# Raise it when `read_image` or `perceptual_hash` finds something else in a file than before.
+_FORMAT = 1
+
+_SETTLED_NS = 2_000_000_000  # the coarsest clock of a common file system (FAT)
+
+
+class _Known:
+    """What earlier scans saw, in one SQLite file that concurrent jobs share, like git's index.
+
+    It names each file's content by size and times, and keeps what each content holds. Without it, or when it fails,
+    everything is read; deleting it is always safe.
+    """
+
+    def __init__(self, folder: Path | None, max_megapixels: float) -> None:
+        self._file = folder / "catalogue.sqlite" if folder else None
+        self._limit = float(max_megapixels)
+        # A file modified after this may be modified once more and show the same time: it is not remembered.
+        self._settled = time.time_ns() - _SETTLED_NS
+        self._files, self._contents = f"files_v{_FORMAT}", f"facts_v{_FORMAT}"
+        self._lock = threading.Lock()
+        self._database: sqlite3.Connection | None = None
+        if self._file:
+            try:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                # Transactions are begun by hand, so that none is left open between two calls.
+                self._database = sqlite3.connect(
+                    self._file, timeout=60, isolation_level=None, check_same_thread=False
+                )
+            except (sqlite3.Error, OSError) as error:
+                self._say(error)
+        self._use(self._prepare, None)
+
+    def unchanged(self, files: Sequence[str]) -> list[_Row | None]:
+        """What each file holds, None where it must be read."""
+
+        def ask(database: sqlite3.Connection) -> list[_Row | None]:
+            wanted = (
+                (place, os.fsencode(file), _suffix(file), *identity)
+                for place, file in enumerate(files)
+                if (identity := _identity(file))
+            )
+            database.execute("BEGIN")
+            database.executemany("INSERT INTO wanted VALUES (?, ?, ?, ?, ?, ?)", wanted)
+            database.execute("COMMIT")
+            rows: list[_Row | None] = [None] * len(files)
+            for place, *row in database.execute(
+                f"SELECT place, sha256, {', '.join(_FACTS)} FROM wanted "  # noqa: S608
+                f"JOIN {self._files} USING (file, size, mtime_ns, ctime_ns) "
+                f"JOIN {self._contents} USING (sha256, suffix) WHERE max_megapixels = ?",
+                [self._limit],
+            ):
+                rows[place] = tuple(row)
+            return rows
+
+        return self._use(ask, [None] * len(files))
+
+    def facts(self, sha256: str, suffix: str) -> _Facts | None:
+        """What that content holds."""
+
+        def ask(database: sqlite3.Connection) -> _Facts | None:
+            rows = database.execute(
+                f"SELECT {', '.join(_FACTS)} FROM {self._contents} "  # noqa: S608
+                f"WHERE sha256 = ? AND suffix = ? AND max_megapixels = ?",
+                [sha256, suffix, self._limit],
+            ).fetchall()
+            return rows[0] if rows else None
+
+        return self._use(ask, None)
+
+    def remember(self, looks: Sequence[_Look]) -> None:
+        """Write down what was read."""
+        lasting = [(look, look.identity) for look in looks if look.identity]
+
+        def write(database: sqlite3.Connection) -> None:
+            database.execute("BEGIN IMMEDIATE")
+            with database:  # commits, or rolls back
+                database.executemany(
+                    f"INSERT OR REPLACE INTO {self._contents} VALUES (?, ?, ?{', ?' * len(_FACTS)})",  # noqa: S608
+                    [(look.sha256, _suffix(look.file), self._limit, *look.facts) for look, _ in lasting],
+                )
+                database.executemany(
+                    f"INSERT OR REPLACE INTO {self._files} VALUES (?, ?, ?, ?, ?)",  # noqa: S608
+                    [
+                        (os.fsencode(look.file), *identity, look.sha256)
+                        for look, identity in lasting
+                        if identity.mtime_ns < self._settled
+                    ],
+                )
+
+        self._use(write, None)
+
+    def close(self) -> None:
+        self._use(sqlite3.Connection.close, None)
+        self._database = None
+
+    def _prepare(self, database: sqlite3.Connection) -> None:
+        # Readers do not wait for a writer. A crash of the machine may lose the last batches, never the file.
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = NORMAL")
+        database.execute(
+            f"CREATE TABLE IF NOT EXISTS {self._files} "
+            "(file BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, sha256 TEXT) WITHOUT ROWID"
+        )
+        database.execute(
+            f"CREATE TABLE IF NOT EXISTS {self._contents} (sha256 TEXT, suffix TEXT, max_megapixels REAL, "
+            f"{', '.join(_FACTS)}, PRIMARY KEY (sha256, suffix, max_megapixels)) WITHOUT ROWID"
+        )
+        database.execute(
+            "CREATE TEMP TABLE wanted "
+            "(place INTEGER PRIMARY KEY, file BLOB, suffix TEXT, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER)"
+        )
+
+    def _use(self, work: Callable[[sqlite3.Connection], _T], otherwise: _T) -> _T:
+        """Do it with the database; if that fails, say so once and go on without."""
+        with self._lock:
+            if self._database is None:
+                return otherwise
+            try:
+                return work(self._database)
+            except sqlite3.Error as error:
+                with contextlib.suppress(sqlite3.Error):
+                    self._database.close()
+                self._database = None
+                self._say(error)
+                return otherwise
+
+    def _say(self, error: Exception) -> None:
+        log.warning(
+            "%s: expected a cache that can be read and written, found: %s. Images are read again; delete that file "
+            "if this is said again.",
+            self._file,
+            error,
+        )
+
+
+def refuse_two_labels(table: pd.DataFrame) -> None:
+    """Refuse equal files that are labelled real and generated.
+
+    Args:
+        table: columns path, label, sha256 and status; unreadable files do not count.
+
+    Raises:
+        UserError: names one such file of each label.
+    """
+    readable = table[table["status"] != "unreadable"]
+    labels = readable.groupby("sha256")["label"].nunique()
+    for sha256 in labels.index[labels > 1]:
+        same = readable[readable["sha256"] == sha256].drop_duplicates("label")["path"].tolist()
+        raise UserError(
+            f"the same image is labelled real and generated: {same[0]!r} and {same[1]!r}. Remove the wrong one."
+        )
 
 
 def limit_images(table: pd.DataFrame, limit: int | None) -> pd.DataFrame:
@@ -158,55 +333,50 @@ def limit_images(table: pd.DataFrame, limit: int | None) -> pd.DataFrame:
     return table.loc[table.index.isin(keep)].reset_index(drop=True)
 
 
-def _real(path: str | Path) -> str:
-    return os.path.realpath(path)  # unlike Path.resolve, no error for a link to itself
+def write_catalogue(table: pd.DataFrame, file: Path) -> None:
+    """Write `COLUMNS` as CSV for people and, beside it, as Parquet for programs.
+
+    In the CSV a text that a spreadsheet would take for a formula, and one that begins with an apostrophe, gets an
+    apostrophe in front, which `read_catalogue` takes away.
+
+    Args:
+        table: as `scan` returns.
+        file: the CSV; its folder is made.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    table = table[COLUMNS].astype(_TYPES)
+    parquet = io.BytesIO()
+    table.to_parquet(parquet, index=False)
+    write_bytes(file.with_suffix(".parquet"), parquet.getvalue())
+    for column in _texts():
+        formula = table[column].str.match(r"[=+\-@\t\r']")
+        table[column] = table[column].where(~formula, "'" + table[column])
+    # Every text in quotes: a line may end within a file's name.
+    text = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    write_bytes(file, text.encode())
 
 
-def _walk(folder: Path, root: Path, seen: set[str]) -> Iterable[Path]:
-    above = {_real(root), *map(str, Path(_real(root)).parents), *map(str, Path(_real(folder)).parents)}
-    for parent, names, files in os.walk(folder, followlinks=True):
-        real = _real(parent)
-        if real in seen or real in above:
-            names.clear()  # a link back to where we were, or up the tree and so into other folders
-            continue
-        seen.add(real)
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        for name in sorted(files):
-            path = Path(parent, name)
-            if name.startswith(".") or path.suffix.lower() not in SUFFIXES:
-                continue
-            target = _real(path)
-            if target not in seen:
-                seen.add(target)
-                yield path
+def read_catalogue(file: Path) -> pd.DataFrame:
+    """What `write_catalogue` wrote: `COLUMNS`, the same values and types from CSV and from Parquet.
 
-
-def _source(path: str, label: int) -> str:
-    parts = Path(path).parts
-    name = parts[0] if len(parts) > 1 else "images"
-    return name if _SOURCE.match(name) and int(name[0]) == label else f"{label}-{name}"
-
-
-def _expect_unicode(path: Path) -> None:
+    Raises:
+        UserError: there is no such file, or it holds something else.
+    """
     try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"expected file names in UTF-8, found {str(path)!r}. Rename that file.") from error
+        if file.suffix == ".parquet":
+            return pd.read_parquet(file)[COLUMNS].astype(_TYPES)
+        table = pd.read_csv(file, dtype=_TYPES, usecols=COLUMNS, keep_default_na=False, float_precision="round_trip")[
+            COLUMNS
+        ]
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file}: expected a catalogue, found none that can be read: {reason}.") from error
+    for column in _texts():
+        table[column] = table[column].str.removeprefix("'")
+    return table
 
 
-def _expect_both_classes(table: pd.DataFrame, where: str) -> None:
-    for label, kind in ((0, "real"), (1, "generated")):
-        if not (table["label"] == label).any():
-            raise UserError(
-                f"{where}: expected images of both classes, found {len(table)} in all and none that is {kind}. "
-                f"Put some into a folder named {label}-NAME (file names end in {', '.join(SUFFIXES[:3])}, ...)."
-            )
-
-
-def _refuse_two_labels(table: pd.DataFrame) -> None:
-    labels = table.groupby("sha256")["label"].nunique()
-    for sha256 in labels.index[labels > 1]:
-        same = table[table["sha256"] == sha256].drop_duplicates("label")["path"].tolist()
-        raise UserError(
-            f"the same image is labelled real and generated: {same[0]!r} and {same[1]!r}. Remove the wrong one."
-        )
+def _texts() -> list[str]:
+    return [column for column, kind in _TYPES.items() if kind == "str"]

@@ -1,6 +1,8 @@
 """Batches of faces for Lightning: training images augmented, validation and test images clean."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from deepfake.data.augment import Augmentation, augment, random_for
+from deepfake.console import log
+from deepfake.data.augment import Augmentation, augment, crop_place, random_for
 from deepfake.data.images import UnreadableImage
-from deepfake.data.prepared import PreparedImages
+from deepfake.data.prepared import Preparation, PreparedImages
 from deepfake.errors import UserError
 from deepfake.inputs import InputSpec
+
+PARTS = ("train", "val", "test")
+_BLOCK = 1024  # images handed to the threads at a time, so that the list of those waiting stays short
 
 
 class Faces(Dataset):
@@ -40,8 +46,11 @@ class Faces(Dataset):
         view, index = item
         if self.stored is not None:
             return np.array(self.stored[index]), self.labels[index], index
+        # Training images alone are augmented, and cropped at random.
+        random_crop = self.how is not None and self.images.preparation.mode == "crop"
+        place = crop_place(self.seed, self.sha256[index], view) if random_crop else None
         try:
-            pixels = self.images.read(self.paths[index], self.sha256[index])
+            pixels = self.images.read(self.paths[index], self.sha256[index], place)
         except UnreadableImage as error:
             raise UserError(
                 f"{str(self.paths[index])!r} was readable when the run began and is not any more: {error}. "
@@ -86,16 +95,22 @@ class FaceDataModule(L.LightningDataModule):
     """Train, validation and test loaders over a manifest.
 
     Args:
-        manifest: columns path, label, sha256, split ("train", "val", "test").
+        manifest: columns path, label, sha256, width and height in pixels, split; rows whose split is none of
+            `PARTS` are left alone.
         root: what the paths are below.
         spec: the network's input.
         how: augmentation of the training part.
         seed: of order and augmentation.
         batch_size: images.
         workers: loader processes.
-        cache: folder of decoded images, None for none.
+        cache: folder of prepared images, None for none. Filled by `prepare`.
         max_megapixels: as the catalogue was scanned.
         provided: rows will be provided in place of images, see `provide`.
+        preparation: what is done to an image before it is augmented.
+        cache_gb: limit of the cache, as `PreparedImages` has it; None for none.
+
+    Raises:
+        UserError: faces are to be found and the extra `face` is not installed.
     """
 
     def __init__(
@@ -110,16 +125,72 @@ class FaceDataModule(L.LightningDataModule):
         cache: Path | None = None,
         max_megapixels: float = 64.0,
         provided: bool = False,
+        preparation: Preparation = Preparation(),  # noqa: B008 - immutable
+        cache_gb: float | None = None,
     ) -> None:
         super().__init__()
         self.manifest, self.root, self.spec, self.how = manifest, root, spec, how
         self.seed, self.batch_size, self.workers, self.provided = seed, batch_size, workers, provided
-        self.images = PreparedImages(spec, cache, max_megapixels)
+        self.preparation = preparation
+        self.images = PreparedImages(spec, cache, max_megapixels, preparation, cache_gb)
         self._fed: dict[str, Faces] = {}  # the datasets behind the loaders that Lightning holds
 
     def rows(self, part: str) -> pd.DataFrame:
         """The part's rows of the manifest; a batch's `index` counts them from 0."""
         return self.manifest[self.manifest["split"] == part].reset_index(drop=True)
+
+    def unprepared(self) -> pd.DataFrame:
+        """Rows of the manifest that `prepare` has to look at: with a cache, those that are not stored; without one,
+        those that may turn out unusable. Reads no image.
+        """
+        rows = self.manifest[self.manifest["split"].isin(PARTS)]
+        if self.images.folder is None:
+            return rows if self.preparation.can_fail else rows.iloc[:0]
+        return rows[rows["sha256"].isin(self.images.missing(rows["sha256"]))]
+
+    def prepare(self, rows: pd.DataFrame, advance: Callable[[], object] = lambda: None) -> pd.DataFrame:
+        """Prepare images with every core before the first step needs them, and store those that there is room for.
+
+        To be called even without rows: it marks what is stored as used, so that other runs keep it.
+
+        Args:
+            rows: as `unprepared` returned them.
+            advance: called once a row, for a progress bar.
+
+        Returns:
+            path and reason of those that cannot be prepared, such as pictures without a face. They are to be taken
+            out of the manifest: asked for in training, they end it.
+        """
+        # The test part is seen once, the others in every epoch.
+        room = self.images.make_room(pd.concat([self.rows(part) for part in PARTS]), rows["sha256"])
+        unstored: list[OSError] = []
+
+        def look(path: str, sha256: str) -> str:
+            try:
+                if sha256 in room or self.preparation.can_fail:
+                    pixels = self.images.prepare(self.root / path, sha256)
+                if sha256 in room:
+                    self.images.store(sha256, pixels)
+            except UnreadableImage as error:
+                return str(error)
+            except OSError as error:
+                unstored.append(error)
+            finally:
+                advance()
+            return ""
+
+        reasons: list[str] = []
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # threads: decoding releases the interpreter lock
+            for start in range(0, len(rows), _BLOCK):
+                block = rows.iloc[start : start + _BLOCK]
+                reasons += pool.map(look, block["path"], block["sha256"])
+        if unstored:
+            log.warning(
+                "cache      %d images could not be stored in %s and are decoded each time: %s",
+                len(unstored), self.images.folder, unstored[0].strerror,
+            )  # fmt: skip
+        found = pd.DataFrame({"path": rows["path"].to_numpy(), "reason": reasons})
+        return found[found["reason"] != ""].reset_index(drop=True)
 
     def dataset(self, part: str) -> Faces:
         return Faces(self.rows(part), self.root, self.images, self.how if part == "train" else None, self.seed)
@@ -164,9 +235,10 @@ class FaceDataModule(L.LightningDataModule):
 
     def view_key(self, part: str, view: int) -> Any:
         """Plain data that decides, with an image's content, the pixels of its view."""
-        if part != "train" or self.how == Augmentation():
-            return "clean"
-        return [asdict(self.how), self.seed, view]
+        prepared = [self.images.name, self.spec.size]
+        if part != "train" or (self.how == Augmentation() and self.preparation.mode != "crop"):
+            return prepared
+        return [*prepared, asdict(self.how), self.seed, view]
 
     def image_batches(self, part: str, view: int) -> DataLoader:
         """All images of a part in the order of its rows, as they are in one view."""

@@ -1,5 +1,6 @@
 """Train, validation and test parts: by source, by group, from content alone. A leaf: no other room is imported."""
 
+import difflib
 import hashlib
 from collections.abc import Sequence
 
@@ -17,6 +18,45 @@ def unit_hash(*keys: object) -> float:
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
+def assign_parts(
+    table: pd.DataFrame,
+    fractions: Sequence[float] = (0.7, 0.15, 0.15),
+    seed: int = 0,
+    held_out: Sequence[str] = (),
+) -> pd.Series:
+    """The part of every image: as it is given, otherwise as `split` assigns it.
+
+    A given part is kept row by row, whatever the groups are. Where no image is given for validation, for test, or for
+    both, these are cut out of the given training part, each in its share relative to training's. Held-out sources
+    change nothing else: every other image has the part that it has without them, so that the real test images are
+    the same whichever generator is left out.
+
+    Args:
+        table: columns source, group (empty = none) and sha256; if there, split (the given parts; all empty = none is
+            given) and status.
+        fractions: shares of train, validation and test, summing to 1.
+        seed: another seed gives another split of what is not given.
+        held_out: sources whose images all go to the test part.
+
+    Returns:
+        "train", "val" or "test" for each row, indexed as the table; "" for files that cannot be read, and for images
+        without a part in a split that is given for others.
+
+    Raises:
+        UserError: a split is given without a training part, a held-out source is not there.
+    """
+    _expect_sources(held_out, table["source"])
+    usable = table["status"] != "unreadable" if "status" in table else pd.Series(True, table.index)
+    parts = pd.Series("", table.index, dtype=str, name="split")
+    if "split" in table and (table.loc[usable, "split"] != "").any():
+        parts[usable] = table.loc[usable, "split"]
+        _fill_missing(parts, table, fractions, seed)
+    else:
+        parts[usable] = split(table[usable], fractions, seed)
+    parts[usable & table["source"].isin(held_out)] = "test"
+    return parts
+
+
 def split(table: pd.DataFrame, fractions: Sequence[float] = (0.7, 0.15, 0.15), seed: int = 0) -> pd.Series:
     """Assign every image to a part.
 
@@ -32,39 +72,95 @@ def split(table: pd.DataFrame, fractions: Sequence[float] = (0.7, 0.15, 0.15), s
     Returns:
         "train", "val" or "test" for each row, indexed as the table.
     """
-    groups = _groups(table)
-    shares = np.asarray(fractions)
-    totals = table["source"].value_counts().to_dict()
-    taken = {source: np.zeros(3) for source in totals}
-    members = {group: (min(rows["sha256"]), rows["source"].value_counts()) for group, rows in table.groupby(groups)}
-    part_of = {}
-    # Large groups first: they are the hardest to place, and small ones even out what they leave.
-    for group in sorted(
-        members, key=lambda g: (-members[g][1].sum(), unit_hash("split", seed, members[g][0]), members[g][0])
+    group = _groups(table)
+    content, contents = pd.factorize(table["sha256"], sort=True)
+    least = np.full(group.max(initial=-1) + 1, len(contents))
+    np.minimum.at(least, group, content)
+    first = contents[least].tolist()  # hash of each group
+    source, names = pd.factorize(table["source"], sort=True)
+    totals = np.bincount(source, minlength=len(names)).tolist()
+    sizes = _sizes(group, source, len(first), len(names))
+    order = sorted(
+        # Large groups first: they are the hardest to place, and small ones even out what they leave.
+        (-sum(size for _, size in sizes[g]), unit_hash("split", seed, first[g]), first[g], g)
+        for g in range(len(first))
+    )
+    taken = [[0.0] * len(PARTS) for _ in totals]
+    part_of = np.empty(len(first), dtype=int)
+    for *_, g in order:
+        # Plain numbers: for a few parts and sources, arrays would take ten times as long.
+        lag = [
+            sum((share - taken[s][part] / totals[s]) * size for s, size in sizes[g])
+            for part, share in enumerate(fractions)
+        ]
+        part_of[g] = part = lag.index(max(lag))
+        for s, size in sizes[g]:
+            taken[s][part] += size
+    return pd.Series(np.array(PARTS)[part_of[group]], table.index, dtype=str, name="split")
+
+
+def join(label: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Merge clusters along edges: what is linked, directly or through others, comes to have one label.
+
+    Each round hooks the root of every cluster to the smallest root that it is linked to, then shortens all paths.
+
+    Args:
+        label: int (N,), the smallest member of each item's cluster; `np.arange(N)` where nothing is joined yet.
+        a: int (E,), items at one end of the edges.
+        b: int (E,), items at the other.
+
+    Returns:
+        int (N,), the smallest member of each item's cluster. It does not depend on the order of the edges.
+    """
+    label = label.copy()
+    while True:
+        a, b = np.minimum(label[a], label[b]), np.maximum(label[a], label[b])
+        a, b = a[a < b], b[a < b]
+        if not len(a):
+            return label
+        np.minimum.at(label, b, a)
+        while (label[label] != label).any():
+            label = label[label]
+
+
+def held_out_warnings(table: pd.DataFrame, held_out: Sequence[str]) -> list[str]:
+    """What to tell of groups (and equal files) that held-out images share with images that are learned from.
+
+    Under the same label they make figures too good: the network has seen the face, and learned what to say of it.
+    Under the other label, such as a photograph in training and a fake made from it that is held out, what was
+    learned is wrong for the held-out image, so it flatters nothing.
+
+    Args:
+        table: columns path, label, source, group, sha256 and split, as `assign_parts` made it.
+        held_out: as it was given to `assign_parts`.
+
+    Returns:
+        Sentences, none if nothing is shared.
+    """
+    rows = table[table["split"] != ""]
+    group = _groups(rows)
+    label = rows["label"].to_numpy()
+    held = rows["source"].isin(held_out).to_numpy()
+    learned = rows["split"].isin(("train", "val")).to_numpy()
+    sentences = []
+    for kind, seen_as, meaning in (
+        (
+            "the same",
+            label,
+            "figures on them will be too good. Hold out the other source too, or remove these images",
+        ),
+        ("the other", 1 - label, "no advantage, what was learned of the group is wrong for them"),
     ):
-        sizes = members[group][1]
-        lag = sum((shares - taken[s] / totals[s]) * size for s, size in sizes.items())
-        part = int(np.argmax(lag))
-        part_of[group] = PARTS[part]
-        for source, size in sizes.items():
-            taken[source][part] += size
-    return groups.map(part_of).rename("split")
-
-
-def _groups(table: pd.DataFrame) -> pd.Series:
-    """One name a group: rows that share a group name or a content hash, directly or through others."""
-    parent: dict[str, str] = {}
-
-    def find(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            parent[name] = name = parent[parent[name]]
-        return name
-
-    for sha256, group in zip(table["sha256"], table["group"], strict=True):
-        root = find("sha256:" + sha256)
-        if group:
-            parent[root] = find("group:" + group)
-    return table["sha256"].map(lambda sha256: find("sha256:" + sha256))
+        # A label is 0 or 1, so this numbers every (group, label).
+        shared = held & np.isin(2 * group + seen_as, (2 * group + label)[learned])
+        if shared.any():
+            one = int(np.flatnonzero(shared)[0])
+            other = np.flatnonzero(learned & (2 * group + label == 2 * group[one] + seen_as[one]))[0]
+            sentences.append(
+                f"held-out images whose group has training or validation images of {kind} label: {shared.sum()}, "
+                f"such as {rows['path'].iloc[one]!r} with {rows['path'].iloc[other]!r}: {meaning}."
+            )
+    return sentences
 
 
 def expect_both_classes(table: pd.DataFrame) -> None:
@@ -84,3 +180,50 @@ def expect_both_classes(table: pd.DataFrame) -> None:
                     f"the {part} part has no {kind} image: expected at least one, found {total} {kind} images in "
                     f"all {len(table)}. Add {kind} images (ten or more), or raise that share in data.fractions."
                 )
+
+
+def _groups(table: pd.DataFrame) -> np.ndarray:
+    """Numbers 0, 1, ... of groups: rows that share a group name or a content hash, directly or through others."""
+    content, contents = pd.factorize(table["sha256"])
+    name, names = pd.factorize(table["group"])
+    named = table["group"].to_numpy() != ""
+    items = np.arange(len(contents) + len(names))
+    label = join(items, content[named], len(contents) + name[named])
+    return np.unique(label[content], return_inverse=True)[1]
+
+
+def _sizes(group: np.ndarray, source: np.ndarray, groups: int, sources: int) -> list[list[tuple[int, int]]]:
+    """Of each group, (source, number of images), most images first."""
+    pairs, counts = np.unique(group * sources + source, return_counts=True)
+    sizes: list[list[tuple[int, int]]] = [[] for _ in range(groups)]
+    # Equal counts in the order of the sources: sums of floats depend on their order, and rows must not.
+    for at in np.lexsort((pairs, -counts)).tolist():
+        sizes[pairs[at] // sources].append((int(pairs[at] % sources), int(counts[at])))
+    return sizes
+
+
+def _fill_missing(parts: pd.Series, table: pd.DataFrame, fractions: Sequence[float], seed: int) -> None:
+    """Cut the parts that no image is given for out of the given training part."""
+    found = parts[parts != ""].value_counts()
+    if "train" not in found:
+        told = ", ".join(f"{part} ({count} images)" for part, count in found.items())
+        raise UserError(
+            f"the given split has no training part: expected images in train, found {told}. "
+            f"Give some the split train, or give no split at all."
+        )
+    given = [part in found and part != "train" for part in PARTS]
+    if not all(given[1:]):
+        shares = np.where(given, 0.0, fractions)
+        train = parts == "train"
+        parts[train] = split(table[train], (shares / shares.sum()).tolist(), seed)
+
+
+def _expect_sources(held_out: Sequence[str], sources: pd.Series) -> None:
+    known = sorted(set(sources))
+    for name in held_out:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, 1, cutoff=0.0)
+            raise UserError(
+                f"data.hold_out: expected sources of this data, found {name!r}. Did you mean {nearest[0]!r}? "
+                f"There are {', '.join(known)}."
+            )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from deepfake import runs
 from deepfake.config import TrainConfig
+from deepfake.data.catalog import write_catalogue
 from deepfake.evaluation.metrics import bootstrap_intervals, scores
 from deepfake.files import write_json, write_text
 from deepfake.models.backbones import Backbone
@@ -23,16 +24,16 @@ _NAMES = {"val": "validation", "test": "test"}
 
 
 def write_inputs(
-    folder: Path, cfg: TrainConfig, manifest: pd.DataFrame, unreadable: pd.DataFrame, root: Path
+    folder: Path, cfg: TrainConfig, table: pd.DataFrame, root: Path, audit: dict[str, Any] | None
 ) -> None:
-    """config.yaml, environment.json, manifest.csv and, if any file was, unreadable.csv."""
+    """config.yaml, environment.json, manifest.csv and .parquet (every file, also what is left out), audit.json."""
     settings = asdict(cfg)
     settings["data"]["root"] = str(root.absolute())  # to be found from anywhere
     write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
     write_json(folder / "environment.json", runs.environment())
-    write_text(folder / "manifest.csv", manifest.to_csv(index=False))
-    if len(unreadable):
-        write_text(folder / "unreadable.csv", unreadable.to_csv(index=False))
+    write_catalogue(table, folder / "manifest.csv")
+    if audit is not None:
+        write_json(folder / "audit.json", audit)
 
 
 def predictions(rows: pd.DataFrame, index: NDArray, probability: NDArray) -> pd.DataFrame:

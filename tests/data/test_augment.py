@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from deepfake.data.augment import Augmentation, augment, random_for
+from deepfake.data.augment import Augmentation, augment, crop_place, random_for
 
 STUDY = Augmentation(rotation=15, translation=0.1, flip=0.5, brightness=0.2)
 VIEWS = range(200)
@@ -158,6 +158,28 @@ def test_pixels_from_outside_are_mirrored_in() -> None:
     flat = np.full((SIZE, SIZE, 3), 130, np.uint8)
     for number in range(20):
         assert (view(flat, number, rotation=40, translation=0.3) == 130).all()
+
+
+# -------------------------------------------------------------------------------------------- places for a crop
+
+
+def test_a_place_depends_on_seed_content_and_view_alone() -> None:
+    place = crop_place(3, "abc", 7)
+    np.random.seed(1)  # noqa: NPY002 - global state must not matter
+    assert crop_place(3, "abc", 7) == place
+    assert len({place, crop_place(4, "abc", 7), crop_place(3, "abd", 7), crop_place(3, "abc", 8)}) == 4
+
+
+def test_places_fill_the_room_evenly_and_are_drawn_apart_from_the_augmentation() -> None:
+    views = range(1000)
+    places = np.array([crop_place(0, "content", number) for number in views])
+    assert places.min() >= 0
+    assert places.max() < 1
+    counts = np.histogram2d(*places.T, bins=4, range=[(0, 1)] * 2)[0]
+    # Sixteen counts of about 62.5: chi squared of 15 degrees exceeds 37.7 once in a thousand.
+    assert ((counts - 62.5) ** 2 / 62.5).sum() < 37.7
+    mirrored = [is_mirrored(number) for number in views]
+    assert np.abs(np.corrcoef(mirrored, places.T)[0, 1:]).max() < 4 / math.sqrt(len(views))
 
 
 # ------------------------------------------------------------------------------------------------- independence

@@ -1,296 +1,389 @@
-"""A folder becomes a table: each file once, rightly labelled, the unreadable apart; a wrong folder is answered."""
+"""A folder becomes a table, one row a file: what each holds, or why it cannot be read, and nothing is read twice."""
 
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import imagehash
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from deepfake.data.catalog import COLUMNS, find_images, limit_images, read_manifest, scan
-from deepfake.data.split import expect_both_classes, split
+from deepfake.console import log
+from deepfake.data import catalog
+from deepfake.data.catalog import (
+    COLUMNS,
+    limit_images,
+    read_catalogue,
+    refuse_two_labels,
+    scan,
+    write_catalogue,
+)
 from deepfake.errors import UserError
+from tests.data.hostile import make_hostile
 
 
 def save(path: Path, seed: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path, "PNG")
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, "PNG")
     return path
+
+
+def age(path: Path, seconds: int = 60) -> None:
+    """Make a file that much older."""
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns - seconds * 10**9))
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Two images of each class, each its own."""
+    """Two images of each class, each its own, written a minute ago."""
+    root = tmp_path / "images"
     for seed, name in enumerate(["0-a/1.png", "0-a/2.png", "1-b/1.png", "1-b/2.png"]):
-        save(tmp_path / name, seed)
-    return tmp_path
+        age(save(root / name, seed))
+    return root
 
 
-@pytest.fixture
-def manifest(root: Path) -> Callable[[str], pd.DataFrame]:
-    """Reads a CSV of that content below the root."""
-
-    def read(text: str | bytes) -> pd.DataFrame:
-        (root / "list.csv").write_bytes(text.encode() if isinstance(text, str) else text)
-        return read_manifest(root, "list.csv")
-
-    return read
-
-
-def refusal(call: Callable, *arguments: object) -> str:
-    """The message with which a call refuses its arguments: one line."""
-    with pytest.raises(UserError) as caught:
-        call(*arguments)
-    assert len(str(caught.value).splitlines()) == 1
-    return str(caught.value)
-
-
-# ------------------------------------------------------------------------------------------------------- folder
-
-
-def test_each_file_stands_in_the_table_with_its_label_and_source(faces: Path) -> None:
-    table = find_images(faces)
-    files = sorted(p.relative_to(faces).as_posix() for p in faces.rglob("*") if p.is_file())
-    assert table["path"].tolist() == files
-    assert table["label"].tolist() == [int(path[0]) for path in files]
-    assert table["source"].tolist() == [path.split("/")[0] for path in files]
-    assert set(table["group"]) == {""}
-
-
-def test_deep_folders_and_any_name_are_found(root: Path) -> None:
-    names = ["0-a/x/y/3.PNG", "0_c/Grüße 🙂.jpeg", "1-b/two\nlines.png", "1-d\ne/=1+1.webp"]
-    for seed, name in enumerate(names):
-        save(root / name, 10 + seed)
-    table = find_images(root)
-    assert set(names) < set(table["path"])
-    readable, unreadable = scan(table, root)
-    assert len(readable) == 8
-    assert unreadable.empty
-
-
-def test_what_is_hidden_or_no_image_or_not_labelled_is_left_out(root: Path) -> None:
-    before = find_images(root)
-    hidden = ["0-a/.hidden.png", "0-a/.cache/1.png"]
-    for name in [*hidden, "0-a/notes.txt", "2-c/1.png", "real/1.png", "0/1.png", "1.png"]:
-        save(root / name, 99)
-    pd.testing.assert_frame_equal(find_images(root), before)
-
-
-def test_links_lead_to_each_file_once(root: Path) -> None:
-    before = find_images(root)
-    (root / "0-a/again.png").symlink_to(root / "0-a/1.png")
-    (root / "0-a/loop").symlink_to(root / "0-a", target_is_directory=True)
-    (root / "0-other").symlink_to(root / "0-a", target_is_directory=True)
-    pd.testing.assert_frame_equal(find_images(root), before)
-
-
-def test_a_link_up_the_tree_leads_to_no_other_class(root: Path) -> None:
-    before = find_images(root)
-    (root / "0-a/up").symlink_to("..", target_is_directory=True)
-    (root / "1-b/way_up").symlink_to(root.parent, target_is_directory=True)
-    pd.testing.assert_frame_equal(find_images(root), before)
-
-
-def test_a_linked_folder_elsewhere_is_read(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-    save(elsewhere / "1.png", 20)
-    (elsewhere / "back").symlink_to(root, target_is_directory=True)
-    (root / "1-elsewhere").symlink_to(elsewhere, target_is_directory=True)
-    table = find_images(root)
-    assert table["path"].tolist() == ["0-a/1.png", "0-a/2.png", "1-b/1.png", "1-b/2.png", "1-elsewhere/1.png"]
-
-
-def test_links_that_lead_nowhere_are_listed_as_unreadable(root: Path) -> None:
-    (root / "0-a/broken.png").symlink_to("absent.png")
-    (root / "0-a/self.png").symlink_to("self.png")
-    _, unreadable = scan(find_images(root), root)
-    assert unreadable["path"].tolist() == ["0-a/broken.png", "0-a/self.png"]
-
-
-def test_a_file_linked_into_the_other_class_is_refused(root: Path) -> None:
-    (root / "1-b/same.png").symlink_to(root / "0-a/1.png")
-    message = refusal(scan, find_images(root), root)
-    assert "0-a/1.png" in message
-    assert "1-b/same.png" in message
-
-
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    message = refusal(find_images, tmp_path / "absent")
-    assert message == (
-        f"data.root={tmp_path / 'absent'} is no folder: expected one that holds 0-NAME and 1-NAME folders."
-    )
-
-
-@pytest.mark.parametrize(("folders", "found"), [(["fake", "real"], "fake, real"), ([], "nothing")])
-def test_a_folder_without_labels_is_answered_with_what_is_there(tmp_path: Path, folders: list, found: str) -> None:
-    for name in folders:
-        save(tmp_path / name / "1.png")
-    message = refusal(find_images, tmp_path)
-    assert f"expected folders named 0-NAME (real) and 1-NAME (generated), found {found}." in message
-    assert "data.manifest" in message
-
-
-@pytest.mark.parametrize("empty", [True, False])
-@pytest.mark.parametrize(("label", "kind"), [(0, "real"), (1, "generated")])
-def test_a_class_without_images_is_named(tmp_path: Path, label: int, kind: str, empty: bool) -> None:
-    save(tmp_path / f"{1 - label}-there" / "1.png")
-    if empty:
-        (tmp_path / f"{label}-empty").mkdir()
-    message = refusal(find_images, tmp_path)
-    assert f"expected images of both classes, found 1 in all and none that is {kind}." in message
-    assert f"{label}-NAME" in message
-
-
-def test_a_name_that_is_no_unicode_is_named(root: Path) -> None:
-    try:
-        shutil.copy(os.fsencode(root / "0-a/1.png"), os.fsencode(root / "0-a") + b"/caf\xe9.png")
-    except OSError:
-        pytest.skip("this file system has no such names")
-    assert "expected file names in UTF-8, found" in refusal(find_images, root)
-
-
-# ----------------------------------------------------------------------------------------------------- manifest
-
-
-def test_a_manifest_with_two_columns_is_enough(manifest) -> None:
-    table = manifest("label,path,extra\n1,1-b/1.png,x\n0,0-a/2.png,y\n0,0-a/1.png,z\n")
-    assert table.to_dict("list") == {
-        "path": ["0-a/1.png", "0-a/2.png", "1-b/1.png"],
-        "label": [0, 0, 1],
-        "source": ["0-a", "0-a", "1-b"],
-        "group": ["", "", ""],
-    }
-
-
-def test_a_source_says_its_class_and_is_not_the_file(manifest) -> None:
-    table = manifest("path,label\nfaces/a.png,0\nfaces/b.png,1\nc.png,0\nd.png,1\n0-e/f.png,1\n")
-    assert dict(zip(table["path"], table["source"], strict=True)) == {
-        "faces/a.png": "0-faces",
-        "faces/b.png": "1-faces",
-        "c.png": "0-images",
-        "d.png": "1-images",
-        "0-e/f.png": "1-0-e",
-    }
-
-
-def test_a_manifests_own_sources_and_groups_are_kept(manifest) -> None:
-    table = manifest("path,label,source,group\na.png,0,NA,007\nb.png,1,null,\n")
-    assert table["source"].tolist() == ["NA", "null"]
-    assert table["group"].tolist() == ["007", ""]
-
-
-def test_a_file_named_twice_counts_once(manifest) -> None:
-    text = "path,label\n0-a/1.png,0\n0-a/1.png,0\n./0-a/1.png,0\n0-a/../0-a/1.png,0\n1-b/1.png,1\n"
-    assert manifest(text)["path"].tolist() == ["0-a/1.png", "1-b/1.png"]
-
-
-def test_a_manifest_from_a_spreadsheet_is_read(manifest) -> None:
-    table = manifest('\ufeffpath,label\r\n"0-a/with, comma.png",0\r\n1-b/1.png,1\r\n')
-    assert table["path"].tolist() == ["0-a/with, comma.png", "1-b/1.png"]
-
-
-def test_a_missing_manifest_is_named(root: Path) -> None:
-    message = refusal(read_manifest, root, "absent.csv")
-    assert message == f"data.manifest=absent.csv: expected a CSV file below {root}, found none there."
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("file,label\na,0\n", "expected a column path, found file, label."),
-        ("path,class\na,0\n", "expected a column label, found path, class."),
-        ("path,label\na.png,fake\n", "expected labels 0 (real) or 1 (generated), found 'fake' for 'a.png'."),
-        ("path,label\na.png,\n", "found '' for 'a.png'."),
-        ("path,label\na.png,2\n", "found '2' for 'a.png'."),
-        ("path,label\n../a.png,0\n", "'../a.png' leads out of"),
-        ("path,label\n0-a/../../a.png,0\n", "'../a.png' leads out of"),
-        ("path,label\n/etc/passwd,0\n", "leads out of"),
-        ("path,label\n,0\nb.png,1\n", "expected the path of an image in every row, found ''."),
-        ("path,label\na\0.png,0\nb.png,1\n", "expected the path of an image in every row"),
-        ("path,label\na.png,0\nb.png,1\na.png,1\n", "'a.png' is labelled both real and generated."),
-        ("path,label\na.png,0\n", "expected images of both classes, found 1 in all and none that is generated."),
-        ("path,label\n", "expected images of both classes, found 0 in all and none that is real."),
-        ("", "expected a CSV file in UTF-8, found one that cannot be read"),
-        (b"path,label\n\xff.png,0\n", "expected a CSV file in UTF-8, found one that cannot be read"),
-        ("path,label\na,0\nb,1,2,3\n", "expected a CSV file in UTF-8, found one that cannot be read"),
-        ('path,label\n"a,0\n', "expected a CSV file in UTF-8, found one that cannot be read"),
-    ],
-)
-def test_a_wrong_manifest_is_answered(root: Path, manifest, text: str | bytes, message: str) -> None:
-    said = refusal(manifest, text)
-    assert message in said
-    assert said.startswith(str(root / "list.csv"))
-
-
-def test_a_link_in_a_manifest_must_not_lead_out(root: Path, manifest, tmp_path_factory) -> None:
-    secret = save(tmp_path_factory.mktemp("secret") / "1.png")
-    (root / "0-a/out").symlink_to(secret.parent, target_is_directory=True)
-    assert "'0-a/out/1.png' leads out of" in refusal(manifest, "path,label\n0-a/out/1.png,0\n1-b/1.png,1\n")
+def listing(root: Path) -> pd.DataFrame:
+    """The files in folders named 0-NAME and 1-NAME, as a scan wants them."""
+    paths = sorted(p.relative_to(root).as_posix() for p in root.glob("[01]-*/*") if not p.is_dir())
+    rows = [(path, int(path[0]), path.split("/")[0], "", "train") for path in paths]
+    return pd.DataFrame(rows, columns=COLUMNS[:5])
 
 
 # --------------------------------------------------------------------------------------------------------- scan
 
 
 def test_scan_says_what_each_file_holds_in_the_order_given(faces: Path) -> None:
-    table = find_images(faces).sample(frac=1, random_state=0)
-    calls: list[int] = []
-    readable, unreadable = scan(table, faces, advance=lambda: calls.append(1))
-    assert list(readable.columns) == COLUMNS
-    assert readable["path"].tolist() == table["path"].tolist()
-    assert readable["sha256"].tolist() == [
+    table = listing(faces).sample(frac=1, random_state=0)
+    found = scan(table, faces)
+    assert list(found.columns) == COLUMNS
+    pd.testing.assert_frame_equal(found[COLUMNS[:5]], table)
+    assert found["sha256"].tolist() == [
         hashlib.sha256((faces / path).read_bytes()).hexdigest() for path in table["path"]
     ]
-    assert set(zip(readable["width"], readable["height"], strict=True)) == {(48, 40)}
-    assert readable["bytes"].tolist() == [(faces / path).stat().st_size for path in table["path"]]
-    assert set(readable["format"]) == {"JPEG", "PNG"}
-    assert unreadable.empty
-    assert len(calls) == len(table)
+    assert found["phash"].tolist() == [str(imagehash.phash(Image.open(faces / path))) for path in table["path"]]
+    assert set(zip(found["width"], found["height"], found["mode"], strict=True)) == {(48, 40, "RGB")}
+    assert found["bytes"].tolist() == [(faces / path).stat().st_size for path in table["path"]]
+    jpeg = table["path"].str.endswith(".jpg")
+    assert found["format"].tolist() == jpeg.map({True: "JPEG", False: "PNG"}).tolist()
+    assert found["jpeg_quality"].tolist() == jpeg.map({True: 75, False: -1}).tolist()
+    assert ((found["jpeg_luma"] > 0) == jpeg).all()
+    assert set(found["status"]) == {"ok"}
+    assert set(found["reason"]) == {""}
 
 
-def test_scan_sets_the_unreadable_apart_with_the_reason(root: Path) -> None:
+@pytest.mark.parametrize("cached", [False, True])
+def test_progress_moves_once_a_file(root: Path, tmp_path: Path, cached: bool) -> None:
+    calls: list[int] = []
+    for looked in (4, 8):
+        scan(listing(root), root, cache=tmp_path if cached else None, advance=lambda: calls.append(1))
+        assert len(calls) == looked
+
+
+def test_the_unreadable_keep_their_rows(root: Path) -> None:
     (root / "0-a/empty.jpg").touch()
-    (root / "0-a/text.jpg").write_text("no image")
     cut = save(root / "1-b/cut.png", 5)
     cut.write_bytes(cut.read_bytes()[:100])
-    table = find_images(root)
+    table = listing(root)
     (root / "0-a/2.png").unlink()
-    readable, unreadable = scan(table, root)
-    assert readable["path"].tolist() == ["0-a/1.png", "1-b/1.png", "1-b/2.png"]
-    assert readable[["width", "height", "bytes"]].dtypes.tolist() == [int] * 3
-    reasons = dict(zip(unreadable["path"], unreadable["reason"], strict=True))
-    assert reasons.pop("1-b/cut.png").startswith("damaged: ")
-    assert reasons == {
-        "0-a/2.png": "cannot be read: No such file or directory",
-        "0-a/empty.jpg": "file is empty",
-        "0-a/text.jpg": "not an image in a known format",
-    }
-    assert unreadable["source"].tolist() == ["0-a"] * 3 + ["1-b"]
+    found = scan(table, root)
+    assert found["path"].tolist() == table["path"].tolist()
+    assert found["status"].tolist() == ["ok", "unreadable", "unreadable", "ok", "ok", "unreadable"]
+    assert found["split"].tolist() == ["train", "", "", "train", "train", ""]
+    rows = found.set_index("path")
+    absent, empty, damaged = rows.loc["0-a/2.png"], rows.loc["0-a/empty.jpg"], rows.loc["1-b/cut.png"]
+    nothing = {"phash": "", "width": 0, "height": 0, "mode": "", "format": "", "jpeg_quality": -1, "jpeg_luma": -1.0}
+    for row in (absent, empty, damaged):
+        assert row[list(nothing)].to_dict() == nothing
+    assert absent[["sha256", "bytes", "reason"]].tolist() == ["", 0, "cannot be read: No such file or directory"]
+    assert empty[["sha256", "bytes", "reason"]].tolist() == [hashlib.sha256().hexdigest(), 0, "file is empty"]
+    assert damaged[["sha256", "bytes"]].tolist() == [hashlib.sha256(cut.read_bytes()).hexdigest(), 100]
+    assert damaged["reason"].startswith("damaged: ")
 
 
-def test_scan_survives_a_folder_of_nothing_readable(root: Path) -> None:
-    readable, unreadable = scan(find_images(root), root, max_megapixels=1e-6)
-    assert list(readable.columns) == COLUMNS
-    assert readable.empty
-    assert unreadable["reason"].unique().tolist() == ["8 x 8 pixels, more than 1e-06 megapixels"]
+def test_types_are_the_same_whatever_is_in_the_table(root: Path) -> None:
+    table = listing(root)
+    types = scan(table, root).dtypes
+    pd.testing.assert_series_equal(scan(table.head(0), root).dtypes, types)
+    unreadable = scan(table, root, max_megapixels=1e-6)
+    pd.testing.assert_series_equal(unreadable.dtypes, types)
+    assert unreadable["reason"].unique().tolist() == ["40 x 40 pixels, more than 1e-06 megapixels"]
+
+
+def test_every_fault_has_its_row_its_status_and_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = make_hostile(tmp_path / "0-a")
+    load, decoded = Image.Image.load, []
+
+    def loading(image: Image.Image) -> Any:
+        decoded.append(image.width * image.height)
+        return load(image)
+
+    monkeypatch.setattr(Image.Image, "load", loading)
+    found = scan(listing(tmp_path), tmp_path, max_megapixels=64)
+    assert dict(zip(found["path"].str.removeprefix("0-a/"), found["status"], strict=True)) == expected
+    assert ((found["reason"] == "") == (found["status"] == "ok")).all()
+    assert decoded
+    assert max(decoded) < 1e6  # of the huge ones, not one pixel
+
+
+# -------------------------------------------------------------------------------------------------------- cache
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+class Work:
+    """What scans had to do: files read, and images decoded."""
+
+    def __init__(self) -> None:
+        self.read, self.decoded = 0, 0
+
+    def since(self) -> tuple[int, int]:
+        done = (self.read, self.decoded)
+        self.read = self.decoded = 0
+        return done
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Work:
+    work = Work()
+    read_content, decode_image = catalog.read_content, catalog.decode_image
+
+    def reading(path: Path) -> bytes:
+        work.read += 1
+        return read_content(path)
+
+    def decoding(*arguments: Any) -> Any:
+        work.decoded += 1
+        return decode_image(*arguments)
+
+    monkeypatch.setattr(catalog, "read_content", reading)
+    monkeypatch.setattr(catalog, "decode_image", decoding)
+    return work
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The warnings so far."""
+    messages: list[str] = []
+    monkeypatch.setattr(log, "warning", lambda text, *values: messages.append(text % values))
+    return messages
+
+
+def test_a_second_scan_reads_nothing_and_says_the_same(root: Path, cache: Path, work: Work) -> None:
+    for name in make_hostile(root / "1-hostile"):
+        if not (root / "1-hostile" / name).is_symlink():
+            age(root / "1-hostile" / name)
+    table = listing(root)
+    first = scan(table, root, cache=cache)
+    assert work.since() == (len(table), len(table) - 2)
+    second = scan(table, root, cache=cache)
+    assert work.since() == (2, 0)  # the links to nothing may lead somewhere by now
+    pd.testing.assert_frame_equal(second, first)
+
+
+def test_without_a_cache_everything_is_read(root: Path, work: Work) -> None:
+    for _ in range(2):
+        scan(listing(root), root)
+        assert work.since() == (4, 4)
+
+
+def test_a_moved_file_is_read_but_not_decoded(root: Path, cache: Path, work: Work) -> None:
+    first = scan(listing(root), root, cache=cache)
+    work.since()
+    moved = root.rename(root.with_name("moved"))
+    (moved / "0-a/1.png").rename(moved / "0-a/3.png")
+    second = scan(listing(moved), moved, cache=cache)
+    assert work.since() == (4, 0)
+    assert second["path"].tolist() == ["0-a/2.png", "0-a/3.png", "1-b/1.png", "1-b/2.png"]
+    assert second["sha256"].tolist() == first["sha256"].iloc[[1, 0, 2, 3]].tolist()
+
+
+def test_a_file_that_was_touched_is_read_but_not_decoded(root: Path, cache: Path, work: Work) -> None:
+    scan(listing(root), root, cache=cache)
+    work.since()
+    age(root / "0-a/1.png")
+    scan(listing(root), root, cache=cache)
+    assert work.since() == (1, 0)
+    scan(listing(root), root, cache=cache)
+    assert work.since() == (0, 0)
+
+
+def test_a_changed_file_is_seen(root: Path, cache: Path, work: Work) -> None:
+    before = scan(listing(root), root, cache=cache)
+    work.since()
+    age(save(root / "0-a/1.png", 77), seconds=30)
+    after = scan(listing(root), root, cache=cache)
+    assert work.since() == (1, 1)
+    assert (after["sha256"] != before["sha256"]).tolist() == [True, False, False, False]
+    pd.testing.assert_frame_equal(after, scan(listing(root), root))
+
+
+def test_another_file_of_the_same_size_and_age_in_its_place_is_seen(root: Path, cache: Path) -> None:
+    path = root / "0-a/1.png"
+    scan(listing(root), root, cache=cache)
+    status, content = path.stat(), bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    assert scan(listing(root), root, cache=cache)["sha256"].iloc[0] == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("seconds", [0, 1, -3600])
+def test_a_file_just_written_is_not_trusted(root: Path, cache: Path, work: Work, seconds: int) -> None:
+    age(save(root / "0-a/1.png"), seconds)
+    scan(listing(root), root, cache=cache)
+    work.since()
+    scan(listing(root), root, cache=cache)
+    assert work.since() == (1, 0)
+
+
+def test_a_name_may_change_what_is_found(root: Path, cache: Path, work: Work) -> None:
+    scan(listing(root), root, cache=cache)
+    work.since()
+    (root / "0-a/1.png").rename(root / "0-a/1.jpg")
+    found = scan(listing(root), root, cache=cache)
+    assert work.since() == (1, 1)
+    assert found["reason"].iloc[0] == "PNG content under the name .jpg"
+    (root / "0-a/1.jpg").rename(root / "0-a/1.PNG")
+    assert scan(listing(root), root, cache=cache)["reason"].iloc[0] == ""
+    assert work.since() == (1, 0)
+
+
+def test_the_limit_changes_what_is_found(root: Path, cache: Path) -> None:
+    for limit, status in [(64, "ok"), (1e-6, "unreadable"), (64, "ok")]:
+        assert set(scan(listing(root), root, limit, cache)["status"]) == {status}
+
+
+def test_what_another_version_found_does_not_count(
+    root: Path, cache: Path, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan(listing(root), root, cache=cache)
+    monkeypatch.setattr(catalog, "_FORMAT", catalog._FORMAT + 1)
+    work.since()
+    scan(listing(root), root, cache=cache)
+    assert work.since() == (4, 4)
+    scan(listing(root), root, cache=cache)
+    assert work.since() == (0, 0)
+
+
+def test_a_file_that_comes_back_is_read(root: Path, cache: Path) -> None:
+    table = listing(root)
+    away = (root / "0-a/1.png").rename(root / "away.png")
+    assert scan(table, root, cache=cache)["status"].iloc[0] == "unreadable"
+    away.rename(root / "0-a/1.png")
+    assert scan(table, root, cache=cache)["status"].iloc[0] == "ok"
+
+
+def test_a_lack_of_memory_is_not_remembered(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: Image.Image) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("PIL.ImageFile.ImageFile.load", full)
+        found = scan(listing(root), root, cache=cache)
+    assert set(found["reason"]) == {"cannot be read: not enough memory"}
+    assert found["sha256"].iloc[0] == hashlib.sha256((root / "0-a/1.png").read_bytes()).hexdigest()
+    assert set(scan(listing(root), root, cache=cache)["status"]) == {"ok"}
+
+
+def test_an_interrupted_scan_keeps_what_it_saw(
+    root: Path, cache: Path, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "_BATCH", 3)
+
+    def interrupt() -> None:
+        if work.decoded == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scan(listing(root), root, cache=cache, advance=interrupt)
+    work.since()
+    scan(listing(root), root, cache=cache)
+    assert work.since() == (1, 1)
+
+
+def test_jobs_share_one_cache(root: Path, cache: Path, said: list[str]) -> None:
+    for seed in range(40):
+        age(save(root / f"0-a/many{seed}.png", 100 + seed))
+    table = listing(root)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: scan(table, root, cache=cache), range(8)))
+    for other in found[1:]:
+        pd.testing.assert_frame_equal(other, found[0])
+    assert said == []
+
+
+def test_a_damaged_cache_is_told_once_and_does_no_harm(root: Path, cache: Path, said: list[str], work: Work) -> None:
+    cache.mkdir()
+    (cache / "catalogue.sqlite").write_bytes(b"no database" * 1000)
+    assert set(scan(listing(root), root, cache=cache)["status"]) == {"ok"}
+    assert work.since() == (4, 4)
+    assert said == [
+        f"{cache / 'catalogue.sqlite'}: expected a cache that can be read and written, found: file is not a "
+        "database. Images are read again; delete that file if this is said again."
+    ]
+
+
+def test_a_cache_that_cannot_be_made_does_no_harm(root: Path, tmp_path: Path, said: list[str]) -> None:
+    (tmp_path / "file").touch()
+    assert set(scan(listing(root), root, cache=tmp_path / "file" / "cache")["status"]) == {"ok"}
+    assert len(said) == 1
+    assert "expected a cache that can be read and written, found: " in said[0]
+
+
+def test_a_cache_that_fails_midway_does_no_harm(root: Path, cache: Path, said: list[str]) -> None:
+    scan(listing(root), root, cache=cache)
+    with sqlite3.connect(cache / "catalogue.sqlite") as database:
+        database.execute(f"ALTER TABLE facts_v{catalog._FORMAT} RENAME COLUMN phash TO other")
+    assert set(scan(listing(root), root, cache=cache)["status"]) == {"ok"}
+    assert len(said) == 1
+    assert "no such column: phash" in said[0]
+
+
+def test_a_folder_whose_name_is_no_unicode_is_remembered(tmp_path: Path, root: Path, cache: Path, work: Work) -> None:
+    try:
+        odd = root.rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    except OSError:
+        pytest.skip("this file system has no such names")
+    scan(listing(odd), odd, cache=cache)
+    assert work.since() == (4, 4)
+    scan(listing(odd), odd, cache=cache)
+    assert work.since() == (0, 0)
+
+
+# --------------------------------------------------------------------------------------------------- two labels
 
 
 def test_the_same_content_under_both_labels_is_refused_with_both_names(root: Path) -> None:
-    shutil.copy(root / "0-a/2.png", root / "1-b/copy.png")
-    message = refusal(scan, find_images(root), root)
-    assert message == (
-        "the same image is labelled real and generated: '0-a/2.png' and '1-b/copy.png'. Remove the wrong one."
+    shutil.copy(root / "0-a/2.png", root / "1-b/copy\n.png")
+    with pytest.raises(UserError) as caught:
+        refuse_two_labels(scan(listing(root), root))
+    assert str(caught.value) == (
+        r"the same image is labelled real and generated: '0-a/2.png' and '1-b/copy\n.png'. Remove the wrong one."
     )
 
 
 def test_the_same_content_twice_in_one_class_is_kept(root: Path) -> None:
     shutil.copy(root / "0-a/2.png", root / "0-a/copy.png")
-    readable, _ = scan(find_images(root), root)
-    assert len(readable) == 5
-    assert readable["sha256"].nunique() == 4
+    refuse_two_labels(scan(listing(root), root))
+
+
+def test_what_cannot_be_read_is_not_the_same_image(root: Path) -> None:
+    for folder in ("0-a", "1-b"):
+        (root / folder / "empty.png").touch()
+        (root / folder / "absent.png").symlink_to("nowhere.png")
+    refuse_two_labels(scan(listing(root), root))
 
 
 # -------------------------------------------------------------------------------------------------------- limit
@@ -303,15 +396,15 @@ def sources(**sizes: int) -> pd.DataFrame:
 
 @pytest.mark.parametrize("limit", [None, 48, 1000])
 def test_no_limit_keeps_all(faces: Path, limit: int | None) -> None:
-    table = find_images(faces)
+    table = listing(faces)
     pd.testing.assert_frame_equal(limit_images(table, limit), table)
 
 
 @pytest.mark.parametrize("limit", [1, 7, 12, 25, 47])
 def test_a_limit_keeps_each_source_in_its_share(faces: Path, limit: int) -> None:
-    kept = limit_images(find_images(faces), limit)
+    kept = limit_images(listing(faces), limit)
     assert len(kept) == limit
-    counts = kept["source"].value_counts().reindex(find_images(faces)["source"].unique(), fill_value=0)
+    counts = kept["source"].value_counts().reindex(listing(faces)["source"].unique(), fill_value=0)
     assert (abs(counts - limit / 4) < 1).all()
 
 
@@ -322,7 +415,7 @@ def test_many_small_sources_are_not_lost_beside_a_large_one() -> None:
 
 
 def test_a_limit_keeps_the_order_and_is_a_prefix_of_a_higher_limit(faces: Path) -> None:
-    table = find_images(faces)
+    table = listing(faces)
     few, more = limit_images(table, 10), limit_images(table, 20)
     assert set(few["path"]) < set(more["path"])
     assert more["path"].tolist() == [path for path in table["path"] if path in set(more["path"])]
@@ -331,19 +424,75 @@ def test_a_limit_keeps_the_order_and_is_a_prefix_of_a_higher_limit(faces: Path) 
 
 
 def test_a_limit_does_not_take_the_first_names(faces: Path) -> None:
-    table = find_images(faces)
+    table = listing(faces)
     kept = set(limit_images(table, 24)["path"])
     assert kept != set(table.groupby("source").head(6)["path"])
+
+
+# -------------------------------------------------------------------------------------------------------- files
+
+
+TEXTS = ["=1+1", "+1", "-1", "@a", "\ta", "\ra", "'a", "'=a", "''"]
+TEXTS += ['"a"', "a,b", "a\nb", "a\r\nb", "NA", "猫", "🙂", " "]
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """A catalogue of every fault and name, with texts that spreadsheets and parsers stumble over. Read only."""
+    root = tmp_path_factory.mktemp("odd")
+    make_hostile(root / "0-a")
+    table = scan(listing(root), root)
+    table.loc[: len(TEXTS) - 1, ["source", "group"]] = [[text, text] for text in TEXTS]
+    table.loc[len(table) - 1, "path"] = "./=1+1.png"
+    return table
+
+
+@pytest.mark.parametrize("name", ["catalogue.csv", "catalogue.parquet"])
+def test_what_is_written_is_read_back(odd: pd.DataFrame, tmp_path: Path, name: str) -> None:
+    write_catalogue(odd, tmp_path / "new" / "catalogue.csv")
+    pd.testing.assert_frame_equal(read_catalogue(tmp_path / "new" / name), odd)
+
+
+@pytest.mark.parametrize("name", ["catalogue.csv", "catalogue.parquet"])
+def test_an_empty_catalogue_is_read_back(odd: pd.DataFrame, tmp_path: Path, name: str) -> None:
+    write_catalogue(odd.head(0), tmp_path / "catalogue.csv")
+    pd.testing.assert_frame_equal(read_catalogue(tmp_path / name), odd.head(0))
+
+
+def test_no_cell_is_a_formula(odd: pd.DataFrame, tmp_path: Path) -> None:
+    write_catalogue(odd, tmp_path / "catalogue.csv")
+    table = pd.read_csv(tmp_path / "catalogue.csv", dtype=str, keep_default_na=False)
+    texts = table[["path", "source", "group", "mode", "reason"]].to_numpy().ravel().tolist()
+    assert len(texts) == 5 * len(odd)
+    assert not [text for text in texts if text.startswith(tuple("=+-@\t\r"))]
+    assert table["path"].iloc[-1] == "./=1+1.png"
+
+
+def test_a_catalogue_that_lacks_a_column_is_refused(odd: pd.DataFrame, tmp_path: Path) -> None:
+    odd.drop(columns="phash").to_csv(tmp_path / "a.csv", index=False)
+    odd.drop(columns="phash").to_parquet(tmp_path / "a.parquet")
+    for name in ("a.csv", "a.parquet"):
+        with pytest.raises(UserError, match=r"expected a catalogue, found none that can be read: .*phash"):
+            read_catalogue(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+@pytest.mark.parametrize("content", [None, b"", b"PAR1", b"\xff\xfe\x00", b"path,label\na,b\n"])
+def test_what_is_no_catalogue_is_refused(tmp_path: Path, name: str, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match="expected a catalogue, found none that can be read: ") as caught:
+        read_catalogue(tmp_path / name)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 # -------------------------------------------------------------------------------------------------- the real faces
 
 
 @pytest.mark.real
-def test_real_faces_are_read_and_every_part_has_both_classes(assets: Path) -> None:
-    root = assets / "faces"
-    table = limit_images(find_images(root), 500)
-    assert set(table["source"]) == {folder.name for folder in root.iterdir() if folder.is_dir()}
-    readable, unreadable = scan(table, root)
-    assert unreadable.empty
-    expect_both_classes(readable.assign(split=split(readable)))
+def test_real_faces_can_all_be_read_and_none_has_two_labels(assets: Path, tmp_path: Path) -> None:
+    table = limit_images(listing(assets / "faces"), 500)
+    found = scan(table, assets / "faces", cache=tmp_path)
+    assert (found["status"] != "unreadable").all()
+    assert (found["phash"] != "").all()
+    refuse_two_labels(found)

@@ -1,6 +1,8 @@
 """The same batches to the bit whatever loads them; training images augmented, the others as they are."""
 
+import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,10 +16,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from deepfake.data.augment import Augmentation, augment
-from deepfake.data.catalog import find_images, scan
+from deepfake.data.augment import Augmentation, augment, crop_place
 from deepfake.data.datamodule import EpochSampler, FaceDataModule, collate, normalise
-from deepfake.data.split import split
+from deepfake.data.prepared import Preparation
 from deepfake.errors import UserError
 from deepfake.inputs import InputSpec
 
@@ -28,9 +29,15 @@ BATCH = 5  # leaves an incomplete batch in every part
 
 @pytest.fixture(scope="module")
 def manifest(faces: Path) -> pd.DataFrame:
-    table, _ = scan(find_images(faces), faces)
-    table["split"] = split(table, (0.5, 0.25, 0.25))
-    return table
+    """Six images of each source to train on, three to validate, three to test; and one that cannot be read."""
+    rows = []
+    for folder in sorted(faces.iterdir()):
+        for number, path in enumerate(sorted(folder.iterdir())):
+            part = ("train", "train", "val", "test")[number % 4]
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            rows.append((f"{folder.name}/{path.name}", int(folder.name[0]), folder.name, content, 48, 40, part))
+    rows.append(("1-gan/damaged.png", 1, "1-gan", "", 0, 0, ""))
+    return pd.DataFrame(rows, columns=["path", "label", "source", "sha256", "width", "height", "split"])
 
 
 @pytest.fixture
@@ -68,14 +75,25 @@ def read(path: Path) -> np.ndarray:
 # ------------------------------------------------------------------------------------------ the same every time
 
 
+CROP = Preparation("crop")
+PREPARATIONS = pytest.mark.parametrize(
+    "preparation", [Preparation(), CROP, Preparation("crop", equalise=30)], ids=["resize", "crop", "equalise"]
+)
+
+
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more processes than cores
-@pytest.mark.parametrize("workers", [1, 4])
-def test_batches_do_not_depend_on_the_number_of_workers(module, workers: int) -> None:
-    alone, several = module().train_dataloader(), module(workers=workers).train_dataloader()
-    assert several.num_workers == workers
+@PREPARATIONS
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("cached", [True, False])
+def test_batches_do_not_depend_on_the_number_of_workers(
+    module, tmp_path, preparation: Preparation, workers: int, cached: bool
+) -> None:
+    several = module(workers=workers, preparation=preparation, cache=tmp_path if cached else None)
+    several.prepare(several.unprepared())
+    alone, loader = module(preparation=preparation).train_dataloader(), several.train_dataloader()
+    assert loader.num_workers == workers
     for number in (0, 1, 5):
-        assert_equal(epoch(several, number), epoch(alone, number))
+        assert_equal(epoch(loader, number), epoch(alone, number))
 
 
 def test_an_epoch_can_be_repeated_without_those_before_it(module) -> None:
@@ -90,11 +108,13 @@ def test_pixels_do_not_depend_on_the_batch_size(module) -> None:
     assert all(np.array_equal(small[index], large[index]) for index in small)
 
 
-def test_cache_does_not_change_a_pixel(module, tmp_path: Path) -> None:
-    plain = epoch(module().train_dataloader(), 2)
-    for _ in range(2):  # written, then read
-        assert_equal(epoch(module(cache=tmp_path / "cache").train_dataloader(), 2), plain)
-    assert list((tmp_path / "cache").rglob("*.npy"))
+@PREPARATIONS
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_cache_does_not_change_a_pixel(module, tmp_path: Path, preparation: Preparation, part: str) -> None:
+    stored = module(cache=tmp_path, preparation=preparation)
+    stored.prepare(stored.unprepared())
+    loaders = [getattr(data, f"{part}_dataloader")() for data in (stored, module(preparation=preparation))]
+    assert_equal(*(epoch(loader, 2) for loader in loaders))
 
 
 def test_another_seed_gives_another_order_and_other_views(module) -> None:
@@ -212,9 +232,31 @@ def test_no_augmentation_leaves_training_images_clean(module, faces: Path) -> No
         assert np.array_equal(found[index], read(faces / path))
 
 
+@pytest.mark.parametrize("how", [STUDY, Augmentation()], ids=["study", "none"])
+def test_training_images_are_cropped_at_random_before_they_are_augmented(module, faces: Path, how) -> None:
+    data = module(seed=4, how=how, preparation=CROP)
+    for number in (0, 1):
+        found = images(epoch(data.train_dataloader(), number))
+        for index, row in data.rows("train").iterrows():
+            whole = np.asarray(Image.open(faces / row["path"]).convert("RGB"))
+            down, right = crop_place(4, row["sha256"], number)
+            top, left = int(down * 25), int(right * 33)  # of 40 x 48 pixels
+            view = augment(whole[top : top + 16, left : left + 16], how, 4, row["sha256"], number)
+            assert np.array_equal(found[index], view.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_validation_and_test_images_are_cropped_in_the_middle(module, faces: Path, part: str) -> None:
+    data = module(preparation=CROP)
+    found = images(epoch(getattr(data, f"{part}_dataloader")(), 3))
+    for index, path in enumerate(data.rows(part)["path"]):
+        whole = np.asarray(Image.open(faces / path).convert("RGB"))
+        assert np.array_equal(found[index], whole[12:28, 16:32].transpose(2, 0, 1))
+
+
 def test_parts_share_no_image(module, manifest: pd.DataFrame) -> None:
     paths = [path for part in ("train", "val", "test") for path in module().rows(part)["path"]]
-    assert sorted(paths) == sorted(manifest["path"])
+    assert sorted(paths) == sorted(manifest.loc[manifest["split"] != "", "path"])
 
 
 def test_a_batch_holds_bytes_in_the_order_of_channels() -> None:
@@ -253,10 +295,21 @@ def test_a_views_key_holds_all_that_decides_its_pixels(module) -> None:
         module(seed=1).view_key("train", 0),
         module(how=Augmentation(flip=0.5)).view_key("train", 0),
         module().view_key("val", 0),
+        module(preparation=Preparation(equalise=30)).view_key("val", 0),
+        module(preparation=CROP).view_key("val", 0),
+        module(preparation=CROP).view_key("train", 0),
+        module(preparation=CROP, how=Augmentation()).view_key("train", 0),
+        module(preparation=CROP, how=Augmentation()).view_key("train", 1),
+        module(preparation=CROP, how=Augmentation(), seed=1).view_key("train", 0),
     ]
     assert len({json.dumps(key) for key in keys}) == len(keys)
-    clean = [module().view_key("test", 3), module(how=Augmentation(), seed=2).view_key("train", 3)]
-    assert clean == [keys[-1]] * 2
+
+
+def test_views_that_are_the_same_have_one_key(module) -> None:
+    plain = Augmentation()
+    assert module().view_key("val", 0) == module(seed=1).view_key("test", 3)
+    assert module().view_key("val", 0) == module(how=plain, seed=2).view_key("train", 3)
+    assert module(preparation=CROP).view_key("val", 0) == module(preparation=CROP, how=plain).view_key("test", 3)
 
 
 def test_provided_rows_come_in_place_of_the_images_until_they_are_taken_back(module) -> None:
@@ -273,6 +326,80 @@ def test_provided_rows_come_in_place_of_the_images_until_they_are_taken_back(mod
         assert data.on_after_batch_transfer(batch, 0) is batch
     data.provide("train", None)
     assert_equal(epoch(loader, 0), plain)
+
+
+# ------------------------------------------------------------------------------------- prepared before training
+
+
+def test_what_was_prepared_needs_no_original(own: Path, module, tmp_path: Path) -> None:
+    expected = epoch(module().train_dataloader(), 1)
+    data = module(root=own, cache=tmp_path / "cache")
+    rows, calls = data.unprepared(), []
+    assert sorted(rows["split"].unique()) == ["test", "train", "val"]
+    assert len(rows) == 48
+    assert data.prepare(rows, lambda: calls.append(None)).empty
+    assert len(calls) == 48
+    shutil.rmtree(own)
+    again = module(root=own, cache=tmp_path / "cache")
+    assert again.unprepared().empty
+    assert again.prepare(again.unprepared()).empty
+    assert_equal(epoch(again.train_dataloader(), 1), expected)
+    for part in ("val", "test"):
+        assert len(images(epoch(getattr(again, f"{part}_dataloader")(), 0))) == 12
+
+
+def test_an_interrupted_preparation_goes_on_where_it_stopped(module, manifest, tmp_path: Path) -> None:
+    first = module(cache=tmp_path)
+    first.prepare(first.unprepared().iloc[:20])
+    assert module(cache=tmp_path).unprepared()["path"].tolist() == manifest["path"][20:48].tolist()
+
+
+def test_without_a_cache_only_what_may_fail_is_looked_at(module) -> None:
+    assert module().unprepared().empty
+    assert module(preparation=CROP).unprepared().empty
+    assert len(module(preparation=Preparation(equalise=30)).unprepared()) == 48
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_images_that_cannot_be_prepared_are_listed_with_the_reason(own: Path, module, tmp_path, cached: bool) -> None:
+    data = module(root=own, preparation=Preparation(equalise=41), cache=tmp_path / "cache" if cached else None)
+    failed = data.prepare(data.unprepared())
+    assert failed["path"].tolist() == data.unprepared()["path"].tolist()
+    assert failed["reason"].unique().tolist() == ["48 x 40 pixels, too small to be equalised to 41 x 41"]
+
+
+def test_a_file_that_went_away_is_listed(own: Path, module, tmp_path: Path) -> None:
+    data = module(root=own, cache=tmp_path / "cache")
+    (own / "0-phone" / "03.jpg").unlink()
+    (failed,) = data.prepare(data.unprepared()).itertuples(index=False)
+    assert failed == ("0-phone/03.jpg", "cannot be read: No such file or directory")
+
+
+def test_a_limited_cache_stores_training_images_first_and_changes_no_pixel(module, tmp_path: Path) -> None:
+    file = 128 + 16 * 16 * 3
+    data = module(cache=tmp_path, cache_gb=30 * file / 1e9)
+    calls: list[None] = []
+    assert data.prepare(data.unprepared(), lambda: calls.append(None)).empty
+    assert len(calls) == 48
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*.npy")) == 30 * file
+    assert data.unprepared()["split"].value_counts().to_dict() == {"test": 12, "val": 6}
+    for part in ("train", "val", "test"):
+        loaders = [getattr(each, f"{part}_dataloader")() for each in (data, module())]
+        assert_equal(*(epoch(loader, 0) for loader in loaders))
+
+
+def test_a_full_disk_costs_speed_and_one_warning(module, tmp_path: Path, monkeypatch, caplog) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    monkeypatch.setattr(logging.getLogger("deepfake"), "propagate", True)
+    data = module(cache=tmp_path)
+    assert data.prepare(data.unprepared()).empty
+    (record,) = caplog.records
+    assert "48 images could not be stored" in record.getMessage()
+    assert "No space left on device" in record.getMessage()
+    assert_equal(epoch(data.val_dataloader(), 0), epoch(module().val_dataloader(), 0))
 
 
 # -------------------------------------------------------------------------------------------- files that change

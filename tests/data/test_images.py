@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import struct
 import threading
 import warnings
@@ -10,13 +11,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import imagehash
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFilter, JpegPresets
 
-from deepfake.data.images import FORMATS, SUFFIXES, ImageFile, UnreadableImage, read_image, resize
+from deepfake.data.images import (
+    FORMATS,
+    SUFFIXES,
+    ImageFile,
+    UnreachableImage,
+    UnreadableImage,
+    jpeg_quality,
+    perceptual_hash,
+    read_image,
+    resize,
+)
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
@@ -61,13 +73,13 @@ def read(tmp_path: Path) -> Callable[..., tuple[np.ndarray, ImageFile]]:
     ],
 )
 def test_lossless_formats_give_the_pixels_back(read, file_format: str, options: dict[str, Any]) -> None:
-    content = encoded(picture(), file_format, **options)
-    pixels, file = read(content)  # named .jpg: the content counts
-    assert np.array_equal(pixels, picture())
+    content = encoded(picture(36, 48), file_format, **options)
+    pixels, file = read(content, "without_suffix")  # the content counts
+    assert np.array_equal(pixels, picture(36, 48))
     assert pixels.dtype == np.uint8
     assert pixels.flags.c_contiguous
     sha256 = hashlib.sha256(content).hexdigest()
-    assert file == ImageFile(sha256, 18, 12, file_format, "RGB", len(content), "")
+    assert file == ImageFile(sha256, 48, 36, file_format, "RGB", len(content), -1, -1.0, "")
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])
@@ -181,23 +193,6 @@ def test_exif_rotation_is_undone(read, orientation: int, file_format: str) -> No
     assert np.abs(pixels.astype(int) - shown).max() <= (12 if file_format == "JPEG" else 0)
 
 
-@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "TIFF", "PNG"])
-def test_of_several_frames_the_first_is_read_and_the_number_noted(read, file_format: str) -> None:
-    options = {"lossless": True} if file_format == "WEBP" else {}
-    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE, WHITE)]
-    pixels, file = read(encoded(frames[0], file_format, save_all=True, append_images=frames[1:], **options))
-    assert pixels.shape == (8, 8, 3)
-    assert (pixels == RED).all()
-    assert file.note == "3 frames, first one used"
-
-
-def test_a_photograph_with_its_preview_is_one_image(read) -> None:
-    preview = Image.fromarray(picture(6, 6, seed=1))
-    content = encoded(Image.fromarray(picture()), "MPO", save_all=True, append_images=[preview])
-    pixels, file = read(content)
-    assert (pixels.shape, file.format, file.note) == ((12, 18, 3), "MPO", "")
-
-
 @pytest.mark.parametrize("name", ["Grüße.png", "猫 🙂.png", "two\nlines.png", "=1+1.png", "#?%20.png", "no_suffix"])
 def test_any_name_is_read(read, name: str) -> None:
     assert np.array_equal(read(encoded(picture(), "PNG"), name)[0], picture())
@@ -240,13 +235,45 @@ def test_a_progressive_jpeg_cut_short_is_refused(read) -> None:
 
 
 def test_a_file_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableImage, match="cannot be read: No such file"):
+    with pytest.raises(UnreachableImage, match="cannot be read: No such file"):
         read_image(tmp_path / "absent.png")
-    with pytest.raises(UnreadableImage, match="cannot be read: Is a directory"):
+    with pytest.raises(UnreachableImage, match="cannot be read: not a regular file"):
         read_image(tmp_path)
     (tmp_path / "loop.png").symlink_to("loop.png")
-    with pytest.raises(UnreadableImage, match="cannot be read: "):
+    with pytest.raises(UnreachableImage, match="cannot be read: "):
         read_image(tmp_path / "loop.png")
+
+
+def test_a_pipe_keeps_nobody_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UnreachableImage, match="cannot be read: not a regular file"):
+        read_image(tmp_path / "pipe.png")
+
+
+def test_a_file_too_long_for_an_image_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("read"))
+    with (tmp_path / "disk.png").open("wb") as stream:
+        stream.truncate(2**30 + 1)
+    with pytest.raises(UnreachableImage, match="cannot be read: 1073741825 bytes, more than 1073741824"):
+        read_image(tmp_path / "disk.png")
+
+
+def test_too_little_memory_is_no_fault_of_the_file(read, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", full)
+    with pytest.raises(UnreachableImage, match="cannot be read: not enough memory"):
+        read(encoded(picture(), "PNG"))
+
+
+def test_a_reason_is_one_line(read, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise ValueError("two\nlines")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", broken)
+    with pytest.raises(UnreadableImage, match=r"^damaged: two lines$"):
+        read(encoded(picture(), "PNG"))
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -326,6 +353,245 @@ def test_threads_leave_the_warnings_of_the_process_alone(tmp_path: Path) -> None
     for thread in threads:
         thread.join()
     assert list(warnings.filters) == before
+
+
+# ---------------------------------------------------------------------------------------------- what is suspicious
+
+
+def face(seed: int = 0) -> Image.Image:
+    """A picture that nothing is wrong with."""
+    return Image.fromarray(picture(36, 48, seed))
+
+
+def test_a_sound_image_has_no_reason(read) -> None:
+    for suffix in SUFFIXES:
+        file_format = Image.registered_extensions()[suffix]
+        assert read(encoded(face(), file_format), f"face{suffix.upper()}")[1].reason == ""
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "TIFF", "PNG"])
+def test_of_several_frames_the_first_is_read_and_the_number_told(read, file_format: str) -> None:
+    options = {"lossless": True} if file_format == "WEBP" else {}
+    first, *others = (face(seed).quantize(8).convert("RGB") for seed in range(3))
+    content = encoded(first, file_format, save_all=True, append_images=others, **options)
+    pixels, file = read(content, "face")
+    assert np.array_equal(pixels, np.asarray(first))
+    assert file.reason == "3 frames, first one used"
+
+
+def test_a_photograph_with_its_preview_is_one_image(read) -> None:
+    content = encoded(face(), "MPO", save_all=True, append_images=[Image.fromarray(picture(6, 6))])
+    pixels, file = read(content)
+    assert (pixels.shape, file.format, file.jpeg_quality, file.reason) == ((36, 48, 3), "MPO", 75, "")
+
+
+@pytest.mark.parametrize(
+    ("file_format", "name", "reason"),
+    [
+        ("PNG", "a.jpg", "PNG content under the name .jpg"),
+        ("JPEG", "a.PNG", "JPEG content under the name .png"),
+        ("WEBP", "a.jpeg", "WEBP content under the name .jpeg"),
+        ("PPM", "a.bmp", "PPM content under the name .bmp"),
+        ("PNG", "a.dat", ""),
+        ("PNG", "jpg", ""),
+    ],
+)
+def test_a_name_that_says_another_format_is_told(read, file_format: str, name: str, reason: str) -> None:
+    assert read(encoded(face(), file_format), name)[1].reason == reason
+
+
+@pytest.mark.parametrize(
+    ("file_format", "options"),
+    [("JPEG", {}), ("JPEG", {"progressive": True}), ("JPEG", {"restart_marker_blocks": 1}), ("PNG", {})],
+)
+@pytest.mark.parametrize("added", [b"PK", encoded(picture(), "JPEG"), b"\0\0\0hidden\0\0"])
+def test_what_stands_behind_the_image_is_told(read, file_format: str, options: dict[str, Any], added: bytes) -> None:
+    reason = read(encoded(face(), file_format, **options) + added, "face")[1].reason
+    assert reason == f"{len(added.rstrip(bytes(1)))} bytes after the end of the image"
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_padding_behind_the_image_is_usual(read, file_format: str) -> None:
+    assert read(encoded(face(), file_format) + bytes(512), "face")[1].reason == ""
+
+
+def test_a_thumbnail_within_a_photograph_does_not_end_it(read) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = encoded(picture(), "JPEG")  # a whole JPEG, its end mark included, where a description stands
+    content = encoded(face(), "JPEG", exif=exif)
+    assert content.count(b"\xff\xd9") == 2
+    assert read(content)[1].reason == ""
+
+
+@pytest.mark.parametrize(("alpha", "reason"), [(255, ""), (254, "transparent pixels, shown white")])
+def test_pixels_that_shine_through_are_told(read, alpha: int, reason: str) -> None:
+    image = face()
+    image.putalpha(255)
+    image.putpixel((3, 3), (10, 20, 30, alpha))
+    assert read(encoded(image, "PNG"), "face")[1].reason == reason
+
+
+@pytest.mark.parametrize(("height", "width"), [(31, 200), (200, 31), (1, 1)])
+def test_less_than_a_face_is_told(read, height: int, width: int) -> None:
+    reason = read(encoded(picture(200, 200)[:height, :width], "PNG"), "face")[1].reason
+    assert f"{width} x {height} pixels, smaller than 32 on a side" in reason
+
+
+def test_32_pixels_are_enough(read) -> None:
+    assert read(encoded(picture(32, 32), "PNG"), "face")[1].reason == ""
+
+
+ONE_COLOUR = "all pixels are of nearly one colour"
+
+
+@pytest.mark.parametrize(("noise", "reason"), [(0, ONE_COLOUR), (1.5, ONE_COLOUR), (3, "")])
+def test_one_colour_is_told_even_with_noise(read, noise: float, reason: str) -> None:
+    flat = np.random.default_rng(0).normal((200, 100, 50), noise, (64, 64, 3))
+    assert read(encoded(np.rint(flat).astype(np.uint8), "PNG"), "face")[1].reason == reason
+
+
+def test_two_colours_of_equal_brightness_are_two(read) -> None:
+    halves = np.zeros((64, 64, 3), np.uint8)
+    halves[:32, :, 0], halves[32:, :, 2] = 76, 200
+    assert read(encoded(halves, "PNG"), "face")[1].reason == ""
+
+
+def test_several_reasons_are_all_told(read) -> None:
+    assert read(encoded(np.zeros((8, 8, 3), np.uint8), "PNG") + b"more")[1].reason == (
+        "PNG content under the name .jpg; 4 bytes after the end of the image; "
+        "8 x 8 pixels, smaller than 32 on a side; all pixels are of nearly one colour"
+    )
+
+
+# ------------------------------------------------------------------------------------------------- JPEG compression
+
+
+@pytest.mark.parametrize("quality", range(1, 101))
+def test_the_quality_of_a_jpeg_is_found(read, quality: int) -> None:
+    file = read(encoded(picture(), "JPEG", quality=quality))[1]
+    assert file.jpeg_quality == quality
+
+
+def test_the_luma_table_is_the_one_of_the_brightness(read) -> None:
+    tables = [[table] * 64 for table in (7, 99)]
+    for image in (Image.fromarray(picture()), Image.fromarray(picture()).convert("L")):
+        assert read(encoded(image, "JPEG", qtables=tables))[1].jpeg_luma == 7
+    standard = read(encoded(picture(), "JPEG", quality=50))[1]  # quality 50 is the standard's own table
+    assert standard.jpeg_luma == 57.625
+
+
+def test_the_luma_table_is_the_one_the_first_component_names(read) -> None:
+    content = bytearray(encoded(picture(), "JPEG", qtables=[[7] * 64, [99] * 64]))
+    tables = [place for place in range(len(content)) if content.startswith(b"\xff\xdb", place)]
+    frame = content.index(b"\xff\xc0")
+    for place in (tables[0] + 4, tables[1] + 4, *(frame + 12 + 3 * component for component in range(3))):
+        content[place] ^= 1  # tables 0 and 1 change names, where they are defined and where they are used
+    assert read(bytes(content))[1].jpeg_luma == 7
+
+
+@pytest.mark.parametrize("quality", range(1, 25))
+def test_the_quality_of_tables_beyond_8_bits_is_found(quality: int) -> None:
+    standard = np.array(Image.open(io.BytesIO(encoded(picture(), "JPEG", quality=50))).quantization[0])
+    assert jpeg_quality((standard * (5000 // quality) + 50) // 100) == quality
+
+
+def test_other_tables_get_the_nearest_quality(read) -> None:
+    names = ["web_low", "web_medium", "web_high", "web_very_high", "web_maximum"]
+    found = [read(encoded(picture(), "JPEG", qtables=JpegPresets.presets[n]["quantization"]))[1] for n in names]
+    qualities = [file.jpeg_quality for file in found]
+    assert qualities == sorted(set(qualities))
+    assert 1 <= qualities[0] < 50 < 90 < qualities[-1] <= 100
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 100), st.integers(0, 1000))
+def test_a_quality_is_found_near_when_its_table_is_disturbed(quality: int, seed: int) -> None:
+    table = np.array(Image.open(io.BytesIO(encoded(picture(), "JPEG", quality=quality))).quantization[0])
+    disturbed = np.clip(table * np.random.default_rng(seed).uniform(0.9, 1.1, 64), 1, 255)
+    assert abs(jpeg_quality(disturbed) - quality) <= 4
+
+
+@pytest.mark.parametrize(("entry", "quality"), [(1, 100), (255, 1), (65535, 1)])
+def test_quality_stays_between_1_and_100(entry: int, quality: int) -> None:
+    assert jpeg_quality(np.full(64, entry)) == quality
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "TIFF"])
+def test_what_is_no_jpeg_has_no_quality(read, file_format: str) -> None:
+    file = read(encoded(picture(), file_format))[1]
+    assert (file.jpeg_quality, file.jpeg_luma) == (-1, -1.0)
+
+
+# ------------------------------------------------------------------------------------------------- perceptual hash
+
+
+def portrait(seed: int, size: int = 128) -> Image.Image:
+    """Soft shapes with fine grain, as a photograph has."""
+    random = np.random.default_rng(seed)
+    shapes = Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    grain = random.normal(0, 4, (size, size, 1))
+    return Image.fromarray(
+        np.clip(np.asarray(shapes.resize((size, size), Image.Resampling.BICUBIC)) + grain, 0, 255).astype(np.uint8)
+    )
+
+
+def phash(image: Image.Image) -> str:
+    return perceptual_hash(np.asarray(image))
+
+
+def distance(a: str, b: str) -> int:
+    return (int(a, 16) ^ int(b, 16)).bit_count()
+
+
+@pytest.mark.parametrize("size", [(32, 32), (8, 8), (200, 90)])
+def test_the_hash_is_the_one_of_imagehash(size: tuple[int, int]) -> None:
+    image = portrait(0).resize(size)
+    found = phash(image)
+    assert len(found) == 16
+    assert found == str(imagehash.phash(image))
+
+
+CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "half the size": lambda image: image.resize((64, 64), Image.Resampling.BILINEAR),
+    "twice the size": lambda image: image.resize((256, 256), Image.Resampling.BICUBIC),
+    "another shape": lambda image: image.resize((100, 160), Image.Resampling.LANCZOS),
+    "JPEG at 75": lambda image: Image.open(io.BytesIO(encoded(image, "JPEG", quality=75))),
+    "JPEG at 50": lambda image: Image.open(io.BytesIO(encoded(image, "JPEG", quality=50))),
+    "blur": lambda image: image.filter(ImageFilter.GaussianBlur(1)),
+    "darker": lambda image: image.point(lambda value: value * 0.8),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_copy_stays_within_4_bits(change: str) -> None:
+    for seed in range(20):
+        assert distance(phash(portrait(seed)), phash(CHANGES[change](portrait(seed)).convert("RGB"))) <= 4
+
+
+def test_other_pictures_are_far_apart() -> None:
+    hashes = [phash(portrait(seed)) for seed in range(40)]
+    assert min(distance(a, b) for i, a in enumerate(hashes) for b in hashes[:i]) > 8
+
+
+@pytest.mark.parametrize("noise", [0, 1, 1.9])
+def test_what_is_nearly_flat_has_no_hash(noise: float) -> None:
+    thumbnail = np.rint(np.random.default_rng(0).normal(128, noise, (32, 32, 1))).astype(np.uint8)
+    assert perceptual_hash(thumbnail.repeat(3, axis=2)) == ""
+
+
+def test_little_contrast_has_a_hash() -> None:
+    ramp = np.linspace(120, 132, 64).astype(np.uint8)
+    assert perceptual_hash(np.broadcast_to(ramp[:, None, None], (64, 64, 3)).copy()) != ""
+
+
+@pytest.mark.real
+def test_real_faces_keep_their_hash_when_they_are_saved_anew(assets: Path) -> None:
+    files = sorted((assets / "faces").glob("*/*.jpg"))[::50]
+    for file in files:
+        pixels, _ = read_image(file)
+        smaller = Image.fromarray(pixels).resize((112, 112), Image.Resampling.BILINEAR)
+        again = Image.open(io.BytesIO(encoded(smaller, "JPEG", quality=75)))
+        assert distance(perceptual_hash(pixels), phash(again)) <= 4
 
 
 # ------------------------------------------------------------------------------------------------------- resize

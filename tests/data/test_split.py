@@ -1,6 +1,7 @@
-"""The split parts no group, keeps every source's shares, and depends on content and seed alone."""
+"""The split parts no group, keeps every source's shares, and depends on content and seed alone; a given one stays."""
 
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepfake.data.split import PARTS, expect_both_classes, split, unit_hash
+from deepfake.data.groups import assign_groups
+from deepfake.data.split import (
+    PARTS,
+    assign_parts,
+    expect_both_classes,
+    held_out_warnings,
+    join,
+    split,
+    unit_hash,
+)
 from deepfake.errors import UserError
 
 SHARES = (0.7, 0.15, 0.15)
@@ -19,6 +29,14 @@ def table_of(rows: list[tuple[str, str, int]]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["source", "group", "content"])
     table["sha256"] = [hashlib.sha256(str(content).encode()).hexdigest() for content in table.pop("content")]
     return table
+
+
+def refusal(call: Callable, *arguments: object) -> str:
+    """The message with which a call refuses its arguments: one line."""
+    with pytest.raises(UserError) as caught:
+        call(*arguments)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
 
 
 # Few groups and contents, so that they often meet, within a source and across sources.
@@ -44,6 +62,53 @@ def linked(table: pd.DataFrame) -> list[set[int]]:
             clusters.remove(other)
         clusters.append((rows, names))
     return [rows for rows, _ in clusters]
+
+
+def catalogue_of(rows: list[tuple[str, str, int]], apart: bool) -> pd.DataFrame:
+    """From (source, given group, number of its content): a catalogue with groups, half of them near duplicates.
+
+    Of four contents in a row, the first has no perceptual hash and the others are two bits apart.
+
+    Args:
+        apart: equal numbers in two sources are two contents.
+    """
+    keys = [(source if apart else "", content) for source, _, content in rows]
+    table = pd.DataFrame(
+        {
+            "path": [f"{source}/{row:03}.png" for row, (source, _, _) in enumerate(rows)],
+            "label": [ord(source) % 2 for source, _, _ in rows],
+            "source": [source for source, _, _ in rows],
+            "given": [group and f"{group}{source if apart else ''}" for source, group, _ in rows],
+            "sha256": [hashlib.sha256(f"{source}:{content}".encode()).hexdigest() for source, content in keys],
+        }
+    )
+    bases = [hashlib.sha256(f"{source}/{content // 4}".encode()).digest()[:8] for source, content in keys]
+    table["phash"] = [
+        f"{int.from_bytes(base) ^ (1 << content % 4):016x}" if content % 4 else ""
+        for base, (_, content) in zip(bases, keys, strict=True)
+    ]
+    return grouped(table)
+
+
+def grouped(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(group=assign_groups(table.assign(group=table["given"])))
+
+
+def catalogues(sources: str = "abc", apart: bool = False) -> st.SearchStrategy[pd.DataFrame]:
+    row = st.tuples(st.sampled_from(sources), st.sampled_from(["", "", "", "g", "h"]), st.integers(0, 40))
+    return st.lists(row, min_size=1, max_size=50).map(lambda rows: catalogue_of(rows, apart))
+
+
+@st.composite
+def given_splits(draw: st.DrawFn) -> pd.DataFrame:
+    """A catalogue in which some parts are given, training among them, and some files cannot be read."""
+    table = draw(catalogues())
+    parts = draw(st.sampled_from([("train",), ("train", "val"), ("train", "test"), PARTS]))
+    rows = {"min_size": len(table), "max_size": len(table)}
+    table["split"] = draw(st.lists(st.sampled_from([*parts, "train"]), **rows))
+    table["status"] = draw(st.lists(st.sampled_from(["ok", "ok", "suspicious", "unreadable"]), **rows))
+    table.loc[0, ["split", "status"]] = "train", "ok"
+    return table
 
 
 # ----------------------------------------------------------------------------------------------------- promises
@@ -128,6 +193,219 @@ def test_a_group_across_classes_stays_whole() -> None:
 def test_index_of_the_table_is_kept() -> None:
     table = table_of([("a", "", n) for n in range(10)]).set_index(pd.Index(range(100, 110)))
     assert split(table).index.tolist() == list(range(100, 110))
+
+
+def test_the_split_of_a_catalogue_is_the_same_in_every_version() -> None:
+    """Figures of two versions are compared on the same test images."""
+    groups = [f"g{n % 7}{n % 4}" if n % 3 else "" for n in range(60)]
+    rows = [(source, group, ord(source) * 1000 + n % 50) for source in "abc" for n, group in enumerate(groups)]
+    parts = split(table_of(rows), seed=3)
+    assert parts.value_counts().to_dict() == {"train": 126, "val": 27, "test": 27}
+    digest = hashlib.sha256(",".join(parts).encode()).hexdigest()
+    assert digest == "512403f3ff0b8485dd6cb53e8726c9c35ee798c71abecf30936fb24b31056fbb"
+
+
+@given(catalogues())
+def test_no_near_duplicate_is_parted_from_an_image_without_a_given_group(table: pd.DataFrame) -> None:
+    parts = assign_parts(table)
+    for rows in linked(table):
+        assert len(set(parts.iloc[list(rows)])) == 1
+    # In `catalogue_of`, a near duplicate is one of the same four contents.
+    for _, same in table[table["phash"] != ""].groupby(table["phash"].str[:15]):
+        if (same["given"] == "").any():
+            assert len(set(parts[same.index])) == 1
+
+
+@given(catalogues("ab", apart=True))
+def test_a_catalogue_has_its_shares_within_one_group(table: pd.DataFrame) -> None:
+    parts = assign_parts(table, SHARES)
+    largest: dict[str, int] = {}
+    for rows in linked(table):
+        source = table["source"].iloc[min(rows)]
+        largest[source] = max(largest.get(source, 0), len(rows))
+    for source, of_source in parts.groupby(table["source"]):
+        for part, share in zip(PARTS, SHARES, strict=True):
+            assert abs((of_source == part).sum() - share * len(of_source)) < largest[source] + 1e-9
+
+
+@given(catalogues("ab", apart=True))
+def test_a_catalogue_is_split_alike_beside_unrelated_sources(table: pd.DataFrame) -> None:
+    here = table["source"] == "a"
+    assert assign_parts(table)[here].to_dict() == assign_parts(grouped(table[here])).to_dict()
+
+
+# -------------------------------------------------------------------------------------------------- given splits
+
+
+@given(catalogues())
+def test_where_nothing_is_given_the_parts_are_those_of_the_split(table: pd.DataFrame) -> None:
+    expected = split(table, SHARES, seed=5)
+    pd.testing.assert_series_equal(assign_parts(table, SHARES, 5), expected)
+    pd.testing.assert_series_equal(assign_parts(table.assign(split="", status="ok"), SHARES, 5), expected)
+
+
+@given(given_splits())
+def test_given_rows_never_move(table: pd.DataFrame) -> None:
+    parts = assign_parts(table)
+    readable = table["status"] != "unreadable"
+    assert set(parts[~readable]) <= {""}
+    given_parts = set(table.loc[readable, "split"])
+    for part in given_parts - {"train"}:
+        assert (parts[readable & (table["split"] == part)] == part).all()
+    of_train = parts[readable & (table["split"] == "train")]
+    assert set(of_train) <= {"train"} | (set(PARTS) - given_parts)
+
+
+@given(given_splits())
+def test_what_is_cut_out_of_training_parts_no_group(table: pd.DataFrame) -> None:
+    train = table[(table["split"] == "train") & (table["status"] != "unreadable")]
+    parts = assign_parts(table)[train.index]
+    for rows in linked(train):
+        assert len(set(parts.iloc[list(rows)])) == 1
+
+
+@given(given_splits(), st.randoms(use_true_random=False))
+def test_given_splits_do_not_depend_on_order_and_paths(table: pd.DataFrame, random) -> None:
+    order = list(range(len(table)))
+    random.shuffle(order)
+    moved = table.assign(path="elsewhere/" + table["path"]).iloc[order]
+    pd.testing.assert_series_equal(assign_parts(moved).sort_index(), assign_parts(table))
+
+
+@given(catalogues())
+def test_a_training_part_alone_is_split_as_ever(table: pd.DataFrame) -> None:
+    pd.testing.assert_series_equal(assign_parts(table.assign(split="train"), SHARES, 2), split(table, SHARES, 2))
+
+
+@pytest.mark.parametrize(
+    ("present", "missing", "expected"),
+    [("test", "val", (800, 200)), ("val", "test", (900, 100))],
+)
+def test_a_missing_part_is_cut_out_of_training_in_its_relative_share(
+    present: str, missing: str, expected: tuple[int, int]
+) -> None:
+    table = table_of([("a", "", n) for n in range(1050)])
+    table["split"] = ["train"] * 1000 + [present] * 50
+    parts = assign_parts(table, (0.72, 0.18, 0.08))
+    assert (parts[1000:] == present).all()
+    assert ((parts[:1000] == "train").sum(), (parts[:1000] == missing).sum()) == expected
+
+
+def test_images_without_a_part_in_a_given_split_are_left_out() -> None:
+    table = table_of([("a", "", n) for n in range(4)]).assign(split=["train", "val", "test", ""])
+    assert assign_parts(table).tolist() == ["train", "val", "test", ""]
+
+
+def test_a_group_in_two_given_parts_stays_as_given() -> None:
+    table = table_of([("a", "g", n) for n in range(3)]).assign(split=list(PARTS))
+    assert assign_parts(table).tolist() == list(PARTS)
+
+
+def test_files_that_cannot_be_read_do_not_count() -> None:
+    table = table_of([("a", "", n) for n in range(120)])
+    bad = table.index >= 100
+    table["status"] = np.where(bad, "unreadable", "ok")
+    parts = assign_parts(table)
+    assert set(parts[bad]) == {""}
+    assert [int((parts == part).sum()) for part in PARTS] == [70, 15, 15]
+
+
+def test_a_given_split_without_training_is_refused() -> None:
+    table = table_of([("a", "", n) for n in range(5)]).assign(split=["val", "test", "test", "val", "test"])
+    assert refusal(assign_parts, table) == (
+        "the given split has no training part: expected images in train, found test (3 images), val (2 images). "
+        "Give some the split train, or give no split at all."
+    )
+
+
+# ------------------------------------------------------------------------------------------------ held-out sources
+
+
+@given(st.one_of(given_splits(), catalogues()), st.sets(st.sampled_from("abc")))
+def test_holding_out_changes_nothing_else(table: pd.DataFrame, chosen: set[str]) -> None:
+    held_out = sorted(chosen & set(table["source"]))
+    held = table["source"].isin(held_out)
+    before, after = assign_parts(table), assign_parts(table, held_out=held_out)
+    pd.testing.assert_series_equal(after[~held], before[~held])
+    readable = table["status"] != "unreadable" if "status" in table else held | True
+    assert (after[held] == np.where(readable[held], "test", "")).all()
+
+
+def test_holding_out_every_fake_source_is_refused_for_want_of_a_class() -> None:
+    table = table_of([(source, "", n) for source in ("0-a", "1-b") for n in range(20)])
+    table["label"] = table["source"].str[0].astype(int)
+    table["split"] = assign_parts(table, held_out=["1-b"])
+    with pytest.raises(UserError, match="the train part has no generated image"):
+        expect_both_classes(table)
+
+
+def test_an_unknown_source_is_refused_with_the_nearest() -> None:
+    table = table_of([("0-ffhq", "", 0), ("1-stylegan2", "", 1), ("1-sdxl", "", 2)])
+    assert refusal(assign_parts, table, SHARES, 0, ["1-sdxl", "stylegan"]) == (
+        "data.hold_out: expected sources of this data, found 'stylegan'. Did you mean '1-stylegan2'? "
+        "There are 0-ffhq, 1-sdxl, 1-stylegan2."
+    )
+
+
+def shared(*rows: tuple[str, str, str]) -> pd.DataFrame:
+    """From (source, group, part); the label is the source's first digit."""
+    table = table_of([(source, group, row) for row, (source, group, _) in enumerate(rows)])
+    table["path"] = [f"{source}/{row}.png" for row, (source, _, _) in enumerate(rows)]
+    return table.assign(label=table["source"].str[0].astype(int), split=[part for *_, part in rows])
+
+
+def test_a_group_shared_under_the_same_label_is_told() -> None:
+    table = shared(("1-held", "p", "test"), ("1-held", "p", "test"), ("1-other", "p", "val"), ("1-held", "q", "test"))
+    assert held_out_warnings(table, ["1-held"]) == [
+        "held-out images whose group has training or validation images of the same label: 2, such as '1-held/0.png' "
+        "with '1-other/2.png': figures on them will be too good. Hold out the other source too, or remove these "
+        "images."
+    ]
+
+
+def test_a_group_shared_under_the_other_label_is_told_as_harmless() -> None:
+    table = shared(("0-real", "p", "train"), ("1-held", "p", "test"))
+    assert held_out_warnings(table, ["1-held"]) == [
+        "held-out images whose group has training or validation images of the other label: 1, such as "
+        "'1-held/1.png' with '0-real/0.png': no advantage, what was learned of the group is wrong for them."
+    ]
+
+
+def test_an_equal_file_is_told_as_a_shared_group() -> None:
+    table = shared(("1-held", "", "test"), ("1-other", "", "train"))
+    table["sha256"] = table["sha256"].iloc[0]
+    assert len(held_out_warnings(table, ["1-held"])) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [("1-other", "p", "test"), ("1-other", "p", ""), ("1-other", "q", "train")],
+    ids=["in test", "in no part", "in another group"],
+)
+def test_nothing_is_told_where_nothing_learned_is_shared(other: tuple[str, str, str]) -> None:
+    assert held_out_warnings(shared(("1-held", "p", "test"), other), ["1-held"]) == []
+
+
+# --------------------------------------------------------------------------------------------------------- join
+
+
+@given(st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=30), st.integers(0, 30))
+def test_join_labels_what_is_linked_by_its_smallest_member(edges: list[tuple[int, int]], first: int) -> None:
+    ends = np.array(edges, dtype=int).reshape(-1, 2)
+    expected = list(range(20))
+    for _ in range(20):
+        for a, b in edges:
+            expected[a] = expected[b] = min(expected[a], expected[b])
+    start = np.arange(20)
+    assert join(start, ends[:, 0], ends[:, 1]).tolist() == expected
+    # The same in two steps.
+    assert join(join(start, *ends[:first].T), *ends[first:].T).tolist() == expected
+    assert start.tolist() == list(range(20))
+
+
+def test_join_follows_long_chains() -> None:
+    order = np.random.default_rng(0).permutation(5000)
+    assert set(join(np.arange(5000), order[:-1], order[1:])) == {0}
 
 
 # ---------------------------------------------------------------------------------------------------- unit_hash

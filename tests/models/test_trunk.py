@@ -18,8 +18,9 @@ from torch import Tensor
 
 from deepfake.console import log
 from deepfake.data.augment import Augmentation
-from deepfake.data.catalog import find_images, scan
+from deepfake.data.catalog import scan
 from deepfake.data.datamodule import FaceDataModule
+from deepfake.data.layouts import find_images
 from deepfake.data.split import split
 from deepfake.models.backbones import Backbone, build_backbone
 from deepfake.models.detector import Detector
@@ -37,7 +38,7 @@ EPOCHS = 3
 
 @pytest.fixture(scope="module")
 def manifest(faces: Path) -> pd.DataFrame:
-    table, _ = scan(find_images(faces), faces)
+    table = scan(find_images(faces), faces)
     return table.assign(split=split(table))
 
 
