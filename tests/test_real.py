@@ -9,7 +9,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from deepfake import runs
-from deepfake.config import conf_dir, parse_train
+from deepfake.analysis.audit import report
+from deepfake.config import conf_dir, parse_audit, parse_train
+from deepfake.dataset import catalogue, expect_trainable
 from deepfake.training import train
 
 pytestmark = pytest.mark.real
@@ -53,3 +55,18 @@ def test_a_file_of_real_weights_loads_and_trains_a_step(assets: Path, tmp_path: 
     assert runs.is_complete(folder)
     assert json.loads((folder / "summary.json").read_text())["weights"].startswith(f"file {weights}, sha256 ")
     assert pd.read_csv(folder / "metrics.csv")["step"].tolist() == [2]
+
+
+def test_the_audit_finds_what_real_folders_give_away(assets: Path, tmp_path: Path) -> None:
+    overrides = [f"data.root={assets / 'faces'}", f"output_dir={tmp_path}", "data.limit=1500"]
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        cfg = parse_audit(compose("audit", overrides=overrides))
+    found = catalogue(cfg.data, show=False)
+    expect_trainable(found)
+    whole = {finding["key"]: finding["level"] for finding in report(found.table)["findings"]}
+    assert whole["shortcut.size"] == "loud"  # these sources are of other sizes
+    assert whole["duplicates.near.classes"] == "note"  # and these fakes are edits of these photographs
+
+    # Of one size, one format and one origin: neither file nor folder tells.
+    pair = found.table[found.table["source"].isin(("0-FFHQ256", "1-StyleGAN"))]
+    assert not any(shortcut["level"] for shortcut in report(pair)["shortcuts"]["metadata"])

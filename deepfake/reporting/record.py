@@ -1,5 +1,6 @@
 """What a finished run leaves in its folder: inputs, predictions, figures of the best checkpoint, summary."""
 
+import csv
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -55,7 +56,11 @@ def predictions(rows: pd.DataFrame, index: NDArray, probability: NDArray) -> pd.
 
 def write_verdict(folder: Path, part: str, table: pd.DataFrame, loss: float, epoch: int) -> dict[str, Any]:
     """Predictions and confusion matrix of one part; returns its figures with 95 % intervals."""
-    write_text(folder / f"{part}_predictions.csv", table.to_csv(index=False, float_format="%.9g"))
+    # Every text in quotes, for a file's name may hold the end of a line; numbers without, in nine digits, which give
+    # a float32 back exactly (a float_format would put them in quotes too).
+    rounded = table.assign(probability=[float(f"{p:.9g}") for p in table["probability"]])
+    quoted = rounded.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    write_text(folder / f"{part}_predictions.csv", quoted)
     labels, probabilities = table["label"].to_numpy(), table["probability"].to_numpy()
     verdict = {
         "loss": loss,

@@ -113,6 +113,17 @@ def test_a_face_at_the_edge_is_cut_with_what_there_is(portrait) -> None:
     assert 95 < face.side < 130
 
 
+def test_the_detector_sees_the_whole_picture_in_the_colours_it_knows(monkeypatch) -> None:
+    seen: list[np.ndarray] = []
+    monkeypatch.setattr(faces, "_detector", lambda: SimpleNamespace(detect=lambda x: seen.append(x) or (0, None)))
+    with pytest.raises(NoFace):
+        find_face(np.full((50, 100, 3), (10, 20, 30), np.uint8))
+    (square,) = seen
+    assert square.shape == (320, 320, 3)
+    assert (square[:160] == (30, 20, 10)).all()
+    assert (square[160:] == 0).all()
+
+
 @pytest.mark.parametrize(("apart", "angle"), [(15, 0.0), (25, 60.0)])
 def test_eyes_in_nearly_one_place_do_not_say_how_a_face_is_tilted(monkeypatch, apart: float, angle: float) -> None:
     right, down = apart / 2, apart * math.sqrt(3) / 2
@@ -157,10 +168,13 @@ def test_threads_find_what_one_alone_finds(portrait) -> None:
 
 @installed
 def test_finding_faces_leaves_opencvs_messages_as_they_were(portrait) -> None:
-    before = cv2.utils.logging.getLogLevel()
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(find_face, [portrait] * 8))
-    assert cv2.utils.logging.getLogLevel() == before
+    before = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_DEBUG)
+    try:
+        with ThreadPoolExecutor(4) as pool:  # new threads, and so new detectors
+            list(pool.map(find_face, [portrait] * 8))
+        assert cv2.utils.logging.getLogLevel() == cv2.utils.logging.LOG_LEVEL_DEBUG
+    finally:
+        cv2.utils.logging.setLogLevel(before)
 
 
 @installed
