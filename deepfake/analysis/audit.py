@@ -21,6 +21,7 @@ _EXAMPLES = 200
 _FEW = 30  # images of a class in the test part, below which an interval spans tens of points
 # Width, height, their pair and their ratio are one fact: the strongest of them speaks.
 _FAMILY = {"width": "size", "height": "size", "aspect": "size"}
+_COMPRESSION = ("format", "jpeg_luma")  # what pixels remember
 _WORDS = {
     "width": "image size alone tells",
     "height": "image size alone tells",
@@ -48,10 +49,10 @@ def report(table: pd.DataFrame, equalised: bool = False, spectrum: Shortcut | No
         duplicates, shortcuts: plain values, ready for JSON.
     """
     readable = table[table["status"] != "unreadable"]
-    metadata = [] if equalised or not _judgeable(readable) else metadata_shortcuts(readable)
+    metadata = metadata_shortcuts(readable) if _judgeable(readable) else []
     duplicates = _duplicates(readable)
     findings = [
-        *_shortcut_findings(metadata, equalised),
+        *(_equalised_findings(metadata) if equalised else _shortcut_findings(metadata)),
         *_spectrum_findings(spectrum),
         *_duplicate_findings(duplicates, readable),
         *_balance_findings(readable),
@@ -77,7 +78,7 @@ def report(table: pd.DataFrame, equalised: bool = False, spectrum: Shortcut | No
             "near_total": len(duplicates["near"]),
         },
         "shortcuts": {
-            "metadata": [shortcut.as_dict() for shortcut in metadata],
+            "metadata": [] if equalised else [shortcut.as_dict() for shortcut in metadata],
             "spectrum": spectrum.as_dict() if spectrum else None,
         },
     }
@@ -103,24 +104,20 @@ def _judgeable(readable: pd.DataFrame) -> bool:
 # ------------------------------------------------------------------------------------------------- shortcuts
 
 
-def _shortcut_findings(metadata: Sequence[Shortcut], equalised: bool) -> list[dict[str, str]]:
-    findings = []
-    if equalised:
-        findings.append(
-            _finding(
-                "shortcut.equalised",
-                "note",
-                "sizes, formats and compression are equalised before training: they cannot tell the classes apart "
-                "(what an earlier compression left in the pixels stays)",
-            )
-        )
+def _strongest(metadata: Sequence[Shortcut]) -> dict[str, Shortcut]:
+    """The flagged shortcuts by family, the strongest first."""
     strongest: dict[str, Shortcut] = {}
     for shortcut in metadata:  # strongest first
         if shortcut.level:
             strongest.setdefault(_FAMILY.get(shortcut.name, shortcut.name), shortcut)
     if len(strongest) > 1 and next(iter(strongest)) != "all metadata":
         strongest.pop("all metadata", None)  # adds nothing to what one of them says alone
-    for family, shortcut in strongest.items():
+    return strongest
+
+
+def _shortcut_findings(metadata: Sequence[Shortcut]) -> list[dict[str, str]]:
+    findings = []
+    for family, shortcut in _strongest(metadata).items():
         consequence = (
             "any result on this data is in doubt"
             if shortcut.level == "loud"
@@ -131,7 +128,30 @@ def _shortcut_findings(metadata: Sequence[Shortcut], equalised: bool) -> list[di
                 f"shortcut.{family.replace(' ', '_')}",
                 str(shortcut.level),
                 f"{_WORDS[shortcut.name]} real from fake with {_figure(shortcut)}: {consequence}; "
-                f"data.equalise=true removes it",
+                f"data.equalise=true {'compresses all alike' if family == 'bytes per pixel' else 'removes it'}",
+            )
+        )
+    return findings
+
+
+def _equalised_findings(metadata: Sequence[Shortcut]) -> list[dict[str, str]]:
+    """Equal files tell nothing, but pixels keep traces of how they were compressed before."""
+    findings = [
+        _finding(
+            "shortcut.equalised",
+            "note",
+            "sizes, formats and compression of the files are made equal before training: they tell nothing any more",
+        )
+    ]
+    before = [shortcut for family, shortcut in _strongest(metadata).items() if family in _COMPRESSION]
+    if before:
+        loud = any(shortcut.level == "loud" for shortcut in before)
+        findings.append(
+            _finding(
+                "shortcut.compressed_before",
+                "warning" if loud else "note",
+                f"before equalising, {_WORDS[before[0].name]} real from fake with {_figure(before[0])}: an earlier JPEG "
+                f"compression leaves traces in the pixels that equalising cannot take away",
             )
         )
     return findings

@@ -88,6 +88,14 @@ def test_equalised_data_have_no_shortcut_in_their_metadata(table: pd.DataFrame) 
     assert found["shortcuts"]["metadata"] == []
 
 
+def test_an_earlier_compression_stays_in_equalised_pixels(table: pd.DataFrame) -> None:
+    table.loc[table["label"] == 1, ["format", "jpeg_luma"]] = ["JPEG", 30.0]
+    found = report(table, equalised=True)
+    assert levels(found)["shortcut.compressed_before"] == "warning"
+    assert "that equalising cannot take away" in sentence(found, "shortcut.compressed_before")
+    assert found["shortcuts"]["metadata"] == []
+
+
 def test_format_alone_is_found(table: pd.DataFrame) -> None:
     table.loc[table["label"] == 1, "format"] = "JPEG"
     assert levels(report(table))["shortcut.format"] == "loud"

@@ -23,6 +23,8 @@ from deepfake.errors import UserError
 
 SHARES = (0.7, 0.15, 0.15)
 
+few = settings(max_examples=40)  # of whole catalogues, which take longer
+
 
 def table_of(rows: list[tuple[str, str, int]]) -> pd.DataFrame:
     """From (source, group, number of its content)."""
@@ -205,6 +207,7 @@ def test_the_split_of_a_catalogue_is_the_same_in_every_version() -> None:
     assert digest == "512403f3ff0b8485dd6cb53e8726c9c35ee798c71abecf30936fb24b31056fbb"
 
 
+@few
 @given(catalogues())
 def test_no_near_duplicate_is_parted_from_an_image_without_a_given_group(table: pd.DataFrame) -> None:
     parts = assign_parts(table)
@@ -216,6 +219,7 @@ def test_no_near_duplicate_is_parted_from_an_image_without_a_given_group(table: 
             assert len(set(parts[same.index])) == 1
 
 
+@few
 @given(catalogues("ab", apart=True))
 def test_a_catalogue_has_its_shares_within_one_group(table: pd.DataFrame) -> None:
     parts = assign_parts(table, SHARES)
@@ -228,6 +232,7 @@ def test_a_catalogue_has_its_shares_within_one_group(table: pd.DataFrame) -> Non
             assert abs((of_source == part).sum() - share * len(of_source)) < largest[source] + 1e-9
 
 
+@few
 @given(catalogues("ab", apart=True))
 def test_a_catalogue_is_split_alike_beside_unrelated_sources(table: pd.DataFrame) -> None:
     here = table["source"] == "a"
@@ -237,6 +242,7 @@ def test_a_catalogue_is_split_alike_beside_unrelated_sources(table: pd.DataFrame
 # -------------------------------------------------------------------------------------------------- given splits
 
 
+@few
 @given(catalogues())
 def test_where_nothing_is_given_the_parts_are_those_of_the_split(table: pd.DataFrame) -> None:
     expected = split(table, SHARES, seed=5)
@@ -244,6 +250,7 @@ def test_where_nothing_is_given_the_parts_are_those_of_the_split(table: pd.DataF
     pd.testing.assert_series_equal(assign_parts(table.assign(split="", status="ok"), SHARES, 5), expected)
 
 
+@few
 @given(given_splits())
 def test_given_rows_never_move(table: pd.DataFrame) -> None:
     parts = assign_parts(table)
@@ -256,6 +263,7 @@ def test_given_rows_never_move(table: pd.DataFrame) -> None:
     assert set(of_train) <= {"train"} | (set(PARTS) - given_parts)
 
 
+@few
 @given(given_splits())
 def test_what_is_cut_out_of_training_parts_no_group(table: pd.DataFrame) -> None:
     train = table[(table["split"] == "train") & (table["status"] != "unreadable")]
@@ -264,6 +272,7 @@ def test_what_is_cut_out_of_training_parts_no_group(table: pd.DataFrame) -> None
         assert len(set(parts.iloc[list(rows)])) == 1
 
 
+@few
 @given(given_splits(), st.randoms(use_true_random=False))
 def test_given_splits_do_not_depend_on_order_and_paths(table: pd.DataFrame, random) -> None:
     order = list(range(len(table)))
@@ -272,6 +281,7 @@ def test_given_splits_do_not_depend_on_order_and_paths(table: pd.DataFrame, rand
     pd.testing.assert_series_equal(assign_parts(moved).sort_index(), assign_parts(table))
 
 
+@few
 @given(catalogues())
 def test_a_training_part_alone_is_split_as_ever(table: pd.DataFrame) -> None:
     pd.testing.assert_series_equal(assign_parts(table.assign(split="train"), SHARES, 2), split(table, SHARES, 2))
@@ -321,6 +331,7 @@ def test_a_given_split_without_training_is_refused() -> None:
 # ------------------------------------------------------------------------------------------------ held-out sources
 
 
+@few
 @given(st.one_of(given_splits(), catalogues()), st.sets(st.sampled_from("abc")))
 def test_holding_out_changes_nothing_else(table: pd.DataFrame, chosen: set[str]) -> None:
     held_out = sorted(chosen & set(table["source"]))
