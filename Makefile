@@ -27,6 +27,7 @@ lint: $(VENV)/.test ## style, types
 	$(BIN)/mypy
 
 bench: $(VENV)/.test ## speed against a plain PyTorch loop, measured in one run
+	$(BIN)/python -m benchmarks.reading
 	$(BIN)/python -m benchmarks.training
 
 dashboard: $(VENV)/.demo ## open TensorBoard on all runs

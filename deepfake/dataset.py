@@ -15,6 +15,8 @@ from deepfake.data.split import assign_parts, expect_both_classes
 from deepfake.data.synthetic import make_faces
 from deepfake.errors import UserError
 
+_SMALL = 128  # pixels, below which equalising costs much of a face
+
 
 class Catalogue(NamedTuple):
     """What is there to learn from."""
@@ -72,6 +74,12 @@ def say_unreadable(table: pd.DataFrame) -> None:
 def preparation(data: DataConfig, table: pd.DataFrame) -> Preparation:
     """How each image becomes the network's input, as the settings say."""
     size = smallest_common_size(table) if data.equalise else None
+    if size is not None and size < _SMALL:
+        smallest = table[table["status"] != "unreadable"].set_index("path")[["width", "height"]].min(axis=1).idxmin()
+        log.warning(
+            "data.equalise=true shrinks every image to %d pixels, as small as %r. Leave the smallest images out to "
+            "keep more.", size, smallest,
+        )  # fmt: skip
     mode = cast(Literal["resize", "crop", "face"], data.preprocess)  # as checked with the settings
     return Preparation(mode, size, data.face_margin)
 

@@ -170,6 +170,11 @@ def _announce(
         "trained    %s: %s of %s weights",
         ", ".join(freezing.trained), f"{freezing.trained_weights:,}", f"{freezing.total_weights:,}",
     )  # fmt: skip
+    if cfg.data.preprocess == "crop" and (cfg.augment.rotation or cfg.augment.translation):
+        log.warning(
+            "augment    rotation and translation resample the crops, which blurs the traces that "
+            "data.preprocess=crop keeps: augment=native does neither."
+        )
     plateau = cfg.scheduler
     if isinstance(plateau, PlateauConfig) and cfg.patience == plateau.patience + 1:
         # So in the study: the scheduler acts one bad epoch after its patience is used up, the stopping at once.
@@ -209,6 +214,9 @@ def _data_module(cfg: TrainConfig, found: Catalogue, detector: Detector) -> tupl
         found = Catalogue(table, found.root)
         data.manifest = table
         say_unreadable(table)
+        # One class losing more than the other is a shortcut of its own.
+        lost = table.loc[table["path"].isin(unusable["path"]), "source"].value_counts()
+        log.warning("left out by source: %s", ", ".join(f"{source} {count}" for source, count in lost.items()))
     return data, found
 
 

@@ -28,6 +28,7 @@ from sklearn import metrics as sklearn
 from deepfake import runs, training
 from deepfake.config import TrainConfig, conf_dir, parse_train
 from deepfake.data.catalog import read_catalogue
+from deepfake.errors import UserError
 from deepfake.models.backbones import build_backbone
 from deepfake.models.detector import Detector
 from deepfake.reporting.recorder import Recorder
@@ -536,6 +537,73 @@ def test_unreadable_files_are_listed_and_left_out(faces: Path, tmp_path: Path) -
     assert unreadable["reason"]["1-gan/empty.png"] == "file is empty"
     assert set(unreadable["split"]) == {""}
     assert runs.is_complete(folder)
+
+
+# ------------------------------------------------------------------------------------------------- data
+
+
+def test_crops_train_at_native_resolution(faces: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = train(faces, tmp_path, "epochs=1", "logger=none", "data.preprocess=crop", "augment=native")
+    assert runs.is_complete(folder)
+    assert "resample the crops" not in capfd.readouterr().err
+
+
+def test_crops_that_augmentation_resamples_are_told(
+    faces: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train(faces, tmp_path, "epochs=1", "logger=none", "data.preprocess=crop")
+    assert "rotation and translation resample the crops" in " ".join(capfd.readouterr().err.split())
+
+
+def test_equalising_is_recorded_and_leaves_the_originals_alone(
+    faces: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in faces.rglob("*") if path.is_file()}
+    folder = train(faces, tmp_path, "epochs=1", "logger=none", "data.equalise=true")
+    assert {path: path.read_bytes() for path in faces.rglob("*") if path.is_file()} == before
+    assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["equalise"] is True
+    told = " ".join(capfd.readouterr().err.split())
+    assert "equalised centre square, 40 pixels" in told
+    assert "shrinks every image to 40 pixels, as small as '0-camera/00.jpg'" in told
+
+
+def test_a_source_held_out_is_in_the_test_part_alone(faces: Path, tmp_path: Path) -> None:
+    folder = train(faces, tmp_path, "epochs=1", "logger=none", "data.hold_out=[1-gan]")
+    manifest = read_catalogue(folder / "manifest.csv")
+    assert set(manifest.loc[manifest["source"] == "1-gan", "split"]) == {"test"}
+    assert {"train", "val", "test"} == set(manifest.loc[manifest["source"] == "1-diffusion", "split"])
+
+
+def test_groups_from_file_names_are_never_parted(faces: Path, tmp_path: Path) -> None:
+    folder = train(faces, tmp_path, "epochs=1", "logger=none", r"data.group='(\d+)\..*'")
+    manifest = read_catalogue(folder / "manifest.csv")
+    assert set(manifest["group"]) == {f"{number:02}" for number in range(12)}
+    assert manifest.groupby("group")["split"].nunique().max() == 1
+
+
+def test_a_given_split_is_kept(faces: Path, tmp_path: Path) -> None:
+    root = tmp_path / "faces"
+    for number, file in enumerate(sorted(faces.rglob("*.*"))):
+        part = ("train", "train", "val", "test")[number % 4]
+        copy = root / part / ("fake" if file.parent.name[0] == "1" else "real") / f"{file.parent.name}-{file.name}"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copy)
+    folder = train(root, tmp_path / "outputs", "epochs=1", "logger=none")
+    manifest = read_catalogue(folder / "manifest.csv")
+    assert (manifest["split"] == manifest["path"].str.split("/").str[0]).all()
+
+
+def test_strict_audit_refuses_a_shortcut_before_a_folder_is_made(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for name, side in (("real", 48), ("fake", 40)):
+        (tmp_path / "faces" / name).mkdir(parents=True)
+        for number in range(60):
+            pixels = random.integers(0, 256, (side, side, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "faces" / name / f"{number}.png")
+    cfg = settings(*TINY, f"data.root={tmp_path / 'faces'}", f"output_dir={tmp_path / 'outputs'}", "audit=strict")
+    with pytest.raises(UserError, match="audit=strict refuses this data: image size alone tells real from fake"):
+        run(cfg)
+    assert not runs.run_folder(cfg).exists()
 
 
 # ------------------------------------------------------------------------------------------------- help

@@ -150,8 +150,8 @@ def _equalised_findings(metadata: Sequence[Shortcut]) -> list[dict[str, str]]:
             _finding(
                 "shortcut.compressed_before",
                 "warning" if loud else "note",
-                f"before equalising, {_WORDS[before[0].name]} real from fake with {_figure(before[0])}: an earlier JPEG "
-                f"compression leaves traces in the pixels that equalising cannot take away",
+                f"before equalising, {_WORDS[before[0].name]} real from fake with {_figure(before[0])}: an earlier "
+                f"JPEG compression leaves traces in the pixels that equalising cannot take away",
             )
         )
     return findings
