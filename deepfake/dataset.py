@@ -11,7 +11,7 @@ from deepfake.data.catalog import limit_images, refuse_two_labels, scan
 from deepfake.data.groups import assign_groups, refuse_leaks
 from deepfake.data.layouts import find_images, read_manifest
 from deepfake.data.prepared import Preparation, smallest_common_size
-from deepfake.data.split import assign_parts, expect_both_classes
+from deepfake.data.split import assign_parts, expect_both_classes, held_out_warnings
 from deepfake.data.synthetic import make_faces
 from deepfake.errors import UserError
 
@@ -42,6 +42,8 @@ def catalogue(data: DataConfig, show: bool = True) -> Catalogue:
         table = scan(found, root, data.max_megapixels, cache_folder(data), advance)
     table["group"] = assign_groups(table, data.group)
     table["split"] = assign_parts(table, data.fractions, data.split_seed, data.hold_out)
+    for warning in held_out_warnings(table, data.hold_out):
+        log.warning("%s", warning)
     return Catalogue(table, root)
 
 

@@ -131,6 +131,7 @@ def _fit_and_judge(
     summary = record.summary(cfg, folder, detector.backbone, detector.freezing, history, best_epoch) | {
         "monitor": detector.monitor,
         "best_value": float(best.best_model_score),  # type: ignore[arg-type]
+        "preparation": asdict(data.preparation) | {"size": data.spec.size},
         "seconds": round(time.monotonic() - began, 1),
         **verdicts,
     }

@@ -562,6 +562,7 @@ def test_equalising_is_recorded_and_leaves_the_originals_alone(
     folder = train(faces, tmp_path, "epochs=1", "logger=none", "data.equalise=true")
     assert {path: path.read_bytes() for path in faces.rglob("*") if path.is_file()} == before
     assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["equalise"] is True
+    assert summary(folder)["preparation"] == {"mode": "resize", "equalise": 40, "margin": 0.3, "size": 32}
     told = " ".join(capfd.readouterr().err.split())
     assert "equalised centre square, 40 pixels" in told
     assert "shrinks every image to 40 pixels, as small as '0-camera/00.jpg'" in told
