@@ -18,6 +18,7 @@ VERDICTS = {"note": "clean", "warning": "doubtful", "loud": "loud"}
 
 # Findings show so many examples; the counts beside them are of all.
 _EXAMPLES = 200
+_KINDS = ["classes", "parts", "within"]  # across which duplicates lie, the worst first
 _FEW = 30  # images of a class in the test part, below which an interval spans tens of points
 # Width, height, their pair and their ratio are one fact: the strongest of them speaks.
 _FAMILY = {"width": "size", "height": "size", "aspect": "size"}
@@ -50,11 +51,11 @@ def report(table: pd.DataFrame, equalised: bool = False, spectrum: Shortcut | No
     """
     readable = table[table["status"] != "unreadable"]
     metadata = metadata_shortcuts(readable) if _judgeable(readable) else []
-    duplicates = _duplicates(readable)
+    exact, near = _copies(readable), _near(readable)
     findings = [
         *(_equalised_findings(metadata) if equalised else _shortcut_findings(metadata)),
         *_spectrum_findings(spectrum),
-        *_duplicate_findings(duplicates, readable),
+        *_duplicate_findings(exact, near, readable),
         *_balance_findings(readable),
         *_file_findings(table),
     ]
@@ -72,10 +73,10 @@ def report(table: pd.DataFrame, equalised: bool = False, spectrum: Shortcut | No
         "parts": [_part(part, readable[readable["split"] == part]) for part in PARTS],
         "files": table.loc[table["status"] != "ok", ["path", "status", "reason"]].to_dict("records"),
         "duplicates": {
-            "exact": duplicates["exact"][:_EXAMPLES],
-            "near": duplicates["near"][:_EXAMPLES],
-            "exact_total": len(duplicates["exact"]),
-            "near_total": len(duplicates["near"]),
+            "exact": exact[:_EXAMPLES],
+            "near": [_pair(row) for row in near.head(_EXAMPLES).itertuples()],
+            "exact_total": len(exact),
+            "near_total": len(near),
         },
         "shortcuts": {
             "metadata": [] if equalised else [shortcut.as_dict() for shortcut in metadata],
@@ -186,38 +187,55 @@ def _spectrum_findings(spectrum: Shortcut | None) -> list[dict[str, str]]:
 # ------------------------------------------------------------------------------------------------ duplicates
 
 
-def _duplicates(readable: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
-    """Equal files and near duplicates, those across classes first, then those across parts."""
-    # Lists, for there may be very many pairs and a table is slow to ask for one row.
-    paths, labels, splits, sha256 = (readable[name].tolist() for name in ("path", "label", "split", "sha256"))
-
-    def together(rows: Sequence[int]) -> dict[str, Any]:
-        parts, classes = [splits[row] for row in rows], [labels[row] for row in rows]
-        kind = "classes" if len(set(classes)) > 1 else "parts" if len(set(parts)) > 1 else "within"
-        return {"paths": [paths[row] for row in rows], "labels": classes, "splits": parts, "kind": kind}
-
-    copies: dict[str, list[int]] = {}
-    for row, content in enumerate(sha256):
-        copies.setdefault(content, []).append(row)
-    exact = [together(rows) for rows in copies.values() if len(rows) > 1]
-    pairs = near_pairs(readable["phash"])
-    near = [
-        together((a, b)) | {"distance": distance}
-        for a, b, distance in zip(*(pairs[name].tolist() for name in ("a", "b", "distance")), strict=True)
-        if sha256[a] != sha256[b]
-    ]
-    order = ("classes", "parts", "within")
-    for found in (exact, near):
-        found.sort(key=lambda item: (order.index(item["kind"]), item.get("distance", 0), item["paths"]))
-    return {"exact": exact, "near": near}
+def _copies(readable: pd.DataFrame) -> list[dict[str, Any]]:
+    """Equal files together, those across classes first, then those across parts."""
+    found = []
+    for _, rows in readable[readable.duplicated("sha256", keep=False)].groupby("sha256"):
+        labels, splits = rows["label"].tolist(), rows["split"].tolist()
+        kind = "classes" if len(set(labels)) > 1 else "parts" if len(set(splits)) > 1 else "within"
+        found.append({"paths": rows["path"].tolist(), "labels": labels, "splits": splits, "kind": kind})
+    return sorted(found, key=lambda item: (_KINDS.index(item["kind"]), item["paths"]))
 
 
-def _duplicate_findings(duplicates: dict[str, list[dict[str, Any]]], readable: pd.DataFrame) -> list[dict[str, str]]:
+def _near(readable: pd.DataFrame) -> pd.DataFrame:
+    """Pairs of near duplicates that are not equal files, in the same order: there may be a million of them.
+
+    Columns path, label and split of each (suffixes _a, _b), distance in bits, kind, and crossing (two parts).
+    """
+    found = near_pairs(readable["phash"])
+    rows = readable[["path", "label", "split", "sha256"]].reset_index(drop=True)
+    pairs = pd.concat(
+        [rows.iloc[found[side].to_numpy()].reset_index(drop=True).add_suffix(f"_{side}") for side in ("a", "b")],
+        axis=1,
+    ).assign(distance=found["distance"])
+    pairs = pairs[pairs["sha256_a"] != pairs["sha256_b"]].drop(columns=["sha256_a", "sha256_b"])
+    pairs["crossing"] = pairs["split_a"] != pairs["split_b"]
+    across = pairs["label_a"] != pairs["label_b"]
+    pairs["kind"] = np.select([across, pairs["crossing"]], _KINDS[:2], _KINDS[2])
+    order = pairs["kind"].map(_KINDS.index)
+    return pairs.assign(order=order).sort_values(["order", "distance", "path_a", "path_b"], ignore_index=True)
+
+
+def _pair(row: Any) -> dict[str, Any]:
+    """A row of `_near` for JSON."""
+    return {
+        "paths": [row.path_a, row.path_b],
+        "labels": [int(row.label_a), int(row.label_b)],
+        "splits": [row.split_a, row.split_b],
+        "kind": row.kind,
+        "distance": int(row.distance),
+    }
+
+
+def _duplicate_findings(
+    exact: list[dict[str, Any]], near: pd.DataFrame, readable: pd.DataFrame
+) -> list[dict[str, str]]:
     findings = []
-    exact, near = duplicates["exact"], duplicates["near"]
 
-    def example(found: list[dict[str, Any]]) -> str:
-        return f"such as {found[0]['paths'][0]!r} and {found[0]['paths'][1]!r}"
+    def example(found: list[dict[str, Any]] | pd.DataFrame) -> str:
+        pair = found.iloc[0][["path_a", "path_b"]] if isinstance(found, pd.DataFrame) else found[0]["paths"]
+        one, other = list(pair)[:2]
+        return f"such as {one!r} and {other!r}"
 
     both = [item for item in exact if item["kind"] == "classes"]
     if both:
@@ -250,8 +268,8 @@ def _duplicate_findings(duplicates: dict[str, list[dict[str, Any]]], readable: p
                 f"{example(within)}: kept in one part",
             )
         )
-    crossing = [item for item in near if len(set(item["splits"])) > 1]
-    if crossing:
+    crossing = near[near["crossing"]]
+    if len(crossing):
         findings.append(
             _finding(
                 "duplicates.near.parts",
@@ -260,8 +278,8 @@ def _duplicate_findings(duplicates: dict[str, list[dict[str, Any]]], readable: p
                 f"what is tested may have been trained on",
             )
         )
-    edits = [item for item in near if item["kind"] == "classes" and len(set(item["splits"])) == 1]
-    if edits:
+    edits = near[(near["kind"] == "classes") & ~near["crossing"]]
+    if len(edits):
         findings.append(
             _finding(
                 "duplicates.near.classes",
@@ -270,8 +288,8 @@ def _duplicate_findings(duplicates: dict[str, list[dict[str, Any]]], readable: p
                 f"{example(edits)}: edits of a photograph, it seems; each pair is kept in one part",
             )
         )
-    series = [item for item in near if item["kind"] == "within"]
-    if series:
+    series = near[near["kind"] == "within"]
+    if len(series):
         findings.append(
             _finding(
                 "duplicates.near.within",

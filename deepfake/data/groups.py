@@ -1,7 +1,7 @@
 """Which images belong together: names of groups, near duplicates, and what of that lies in two parts.
 
-A leaf: plain functions on tables and arrays. Near duplicates are images whose perceptual hashes (64 bits) differ in
-at most `DISTANCE` of them: the same picture after resizing or recompression.
+Plain functions on tables and arrays, above `split` alone. Near duplicates are images whose 64-bit perceptual hashes
+differ in at most `DISTANCE` bits: the same picture after resizing or recompression.
 """
 
 import re
