@@ -30,7 +30,9 @@ from deepfake.errors import UserError
 _FULL_ERROR = "HYDRA_FULL_ERROR"  # "1": Hydra raises its errors; else it prints them in its way and exits
 
 
-def command(config_name: str) -> Callable[[Callable[[DictConfig], float | None]], Callable[[], None]]:
+def command(
+    config_name: str, sweeps: bool = False
+) -> Callable[[Callable[[DictConfig], float | None]], Callable[[], None]]:
     """Make a function of the composed settings the entry point of a command.
 
     An int that the function returns is the command's exit status; a float is the job's value for Hydra's sweeper. A
@@ -40,6 +42,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], float | None]]
 
     Args:
         config_name: file of the command's settings in conf/, without its suffix.
+        sweeps: whether the command takes -m; its function then sees to it that a job's failure is told.
     """
 
     def entry_point(function: Callable[[DictConfig], float | None]) -> Callable[[], None]:
@@ -57,7 +60,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], float | None]]
         def main() -> None:
             trace_wanted = os.environ.get(_FULL_ERROR) == "1"
             try:
-                _check_options()
+                _check_options(sweeps)
                 with env_override({_FULL_ERROR: "1"}):
                     compose_and_run()
             except UserError as error:
@@ -93,7 +96,7 @@ def refuse(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def _check_options() -> None:
+def _check_options(sweeps: bool) -> None:
     """Refuse what argparse would refuse below eight lines of usage.
 
     Raises:
@@ -102,9 +105,11 @@ def _check_options() -> None:
     parser = get_args_parser()
     parser.exit_on_error = False
     try:
-        _, unknown = parser.parse_known_args()
+        options, unknown = parser.parse_known_args()
     except argparse.ArgumentError as error:
         raise UserError(f"{error}; --hydra-help lists the options.") from error
+    if options.multirun and not sweeps:
+        raise UserError("-m is refused: expected one data set or list of runs at a time; only train sweeps.")
     if unknown:
         raise UserError(
             f"{unknown[0]} is refused: expected options such as -m first, then settings as NAME=VALUE without dashes."

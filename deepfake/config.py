@@ -5,6 +5,7 @@ the dataclasses below or refuses it by name, before anything is built.
 """
 
 import difflib
+import math
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -122,6 +123,7 @@ class TrainConfig:
     unfreeze: Any = 0  # 0, 1, 2, ... or "all"
     seed: int = 0
     epochs: int = 20
+    views: Any = "all"  # augmented views of a training image: "all" (one an epoch) or 1, 2, ...
     batch_size: int = 32
     accumulate: int = 4  # batches a step
     lr: float = 1e-4
@@ -225,7 +227,14 @@ def _refusal(error: OmegaConfBaseException) -> UserError:
 def _data_schema(settings: dict[Any, Any]) -> DataConfig:
     data = settings.get("data") or {}
     if data.get("name") == "synthetic" and data.get("root") is not None:
-        settings["data"] = _own_folder(data)
+        settings["data"] = data = _own_folder(data)
+    if data.get("name") == "synthetic" and data.get("manifest") is not None:
+        raise UserError(
+            f"data.manifest={data['manifest']} is refused: expected data.root=FOLDER with it, for the built-in "
+            f"data has none."
+        )
+    if isinstance(data.get("hold_out"), str):
+        data["hold_out"] = [data["hold_out"]]  # one source needs no brackets
     schema = _choose(DATA, "data", settings)()
     assert isinstance(schema, DataConfig)  # noqa: S101 - for the type checker
     return schema
@@ -291,8 +300,13 @@ def _check(c: TrainConfig) -> None:
     )
     for name in ("epochs", "batch_size", "accumulate"):
         _expect(getattr(c, name) >= 1, f"{name}={getattr(c, name)}", "a whole number of at least 1")
+    _expect(
+        c.views == "all" or (type(c.views) is int and c.views >= 1),
+        f"views={c.views}",
+        "all (another view of each training image in every epoch) or a whole number of at least 1",
+    )
     _expect(0 <= c.seed < 2**32, f"seed={c.seed}", "a whole number from 0 to 4294967295")
-    _expect(c.lr > 0, f"lr={c.lr}", "a number above 0, such as 1e-4")
+    _expect(_finite(c.lr), f"lr={c.lr}", "a number above 0, such as 1e-4")
     _expect(c.patience is None or c.patience >= 1, f"patience={c.patience}", "at least 1, or null for none")
     _expect(0 <= c.model.drop_rate < 1, f"model.drop_rate={c.model.drop_rate}", "a share in [0, 1)")
     _expect(
@@ -319,7 +333,7 @@ def _check(c: TrainConfig) -> None:
         _expect(0 <= s.final_factor <= 1, f"scheduler.final_factor={s.final_factor}", "a share in [0, 1]")
 
     _expect(c.cache in ("auto", "off"), f"cache={c.cache}", "auto or off")
-    _expect(c.cache_max_gb > 0, f"cache_max_gb={c.cache_max_gb}", "a number of gigabytes above 0")
+    _expect(_finite(c.cache_max_gb), f"cache_max_gb={c.cache_max_gb}", "a number of gigabytes above 0")
     _expect(c.audit in ("warn", "strict", "off"), f"audit={c.audit}", "warn, strict or off")
 
     a = c.augment
@@ -356,7 +370,7 @@ def _check_data(d: DataConfig) -> None:
     )
     _expect(d.workers >= 0, f"data.workers={d.workers}", "a whole number of at least 0")
     _expect(d.limit is None or d.limit >= 1, f"data.limit={d.limit}", "a number of images, or null for all")
-    _expect(d.max_megapixels > 0, f"data.max_megapixels={d.max_megapixels}", "a number above 0")
+    _expect(_finite(d.max_megapixels), f"data.max_megapixels={d.max_megapixels}", "a finite number above 0")
     if isinstance(d, SyntheticConfig):
         _expect(d.shortcut in (None, "size", "jpeg"), f"data.shortcut={d.shortcut}", "size, jpeg or null")
     elif d.root is None:
@@ -370,17 +384,32 @@ def _check_data(d: DataConfig) -> None:
         "resize (squash to the network's square), crop (native resolution) or face (detect, align, crop)",
     )
     _expect(0 <= d.face_margin <= 2, f"data.face_margin={d.face_margin}", "a share of the face's side in [0, 2]")
-    _expect(d.cache.max_gb > 0, f"data.cache.max_gb={d.cache.max_gb}", "a number of gigabytes above 0")
+    _expect(
+        d.face_margin == DataConfig.face_margin or d.preprocess == "face",
+        f"data.face_margin={d.face_margin} with data.preprocess={d.preprocess}",
+        "data.preprocess=face beside it, for nothing else has a margin",
+    )
+    _expect(
+        not (d.equalise and d.preprocess == "face"),
+        "data.equalise=true with data.preprocess=face",
+        "one of the two: faces are cut out in other sizes, and would not be equal",
+    )
+    _expect(_finite(d.cache.max_gb), f"data.cache.max_gb={d.cache.max_gb}", "a number of gigabytes above 0")
     if d.group is not None:
         try:
             re.compile(d.group)
         except re.error as error:
             raise UserError(
-                f"data.group={d.group} is refused: expected a regular expression such as '(\\d+)_.*' ({error})."
+                f"data.group={d.group} is refused: expected a regular expression ({error}), in two quotes, such as "
+                f"\"data.group='(\\d+)_.*'\"."
             ) from error
     # Absolute, so that the same command from another folder is the same run.
     if d.root is not None:
         d.root = _absolute(d.root)
+
+
+def _finite(value: float) -> bool:
+    return 0 < value < math.inf
 
 
 def _expect(holds: bool, found: str, expected: str) -> None:

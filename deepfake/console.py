@@ -1,7 +1,7 @@
 """What a person sees in the terminal, and the copy of it in a run's log."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,10 +47,29 @@ def logging_to_terminal() -> Iterator[None]:
 
 
 @contextmanager
-def logging_to_file(file: Path) -> Iterator[None]:
-    """Everything said while it lasts, warnings and Lightning's remarks included, in a file."""
+def remembering() -> Iterator[list[logging.LogRecord]]:
+    """Keeps what the project says while it lasts, for a file that is not there yet."""
+    said: list[logging.LogRecord] = []
+    with _handled(log, _Memory(said)):
+        yield said
+
+
+class _Memory(logging.Handler):
+    def __init__(self, said: list[logging.LogRecord]) -> None:
+        super().__init__()
+        self.said = said
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record)
+
+
+@contextmanager
+def logging_to_file(file: Path, said_before: Iterable[logging.LogRecord] = ()) -> Iterator[None]:
+    """Everything said while it lasts, warnings and Lightning's remarks included, in a file; first what was before."""
     handler = logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for record in said_before:
+        handler.handle(record)
     logging.captureWarnings(True)
     try:
         with (

@@ -1,5 +1,6 @@
 """From the data settings to a catalogue: find the files, read each once, group them, split them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
@@ -11,11 +12,11 @@ from deepfake.data.catalog import limit_images, refuse_two_labels, scan
 from deepfake.data.groups import assign_groups, refuse_leaks
 from deepfake.data.layouts import find_images, read_manifest
 from deepfake.data.prepared import Preparation, smallest_common_size
-from deepfake.data.split import assign_parts, expect_both_classes, held_out_warnings
+from deepfake.data.split import assign_parts, expect_both_classes
 from deepfake.data.synthetic import make_faces
 from deepfake.errors import UserError
 
-_SMALL = 128  # pixels, below which equalising costs much of a face
+_SMALL, _TINY = 128, 32  # pixels, below which equalising costs much of a face, or all of it
 
 
 class Catalogue(NamedTuple):
@@ -23,6 +24,7 @@ class Catalogue(NamedTuple):
 
     table: pd.DataFrame  # `deepfake.data.catalog.COLUMNS`, one row a file; split is "" where it cannot be read
     root: Path  # what the paths are below
+    given: bool  # the parts were
 
 
 def catalogue(data: DataConfig, show: bool = True) -> Catalogue:
@@ -42,12 +44,10 @@ def catalogue(data: DataConfig, show: bool = True) -> Catalogue:
         table = scan(found, root, data.max_megapixels, cache_folder(data), advance)
     table["group"] = assign_groups(table, data.group)
     table["split"] = assign_parts(table, data.fractions, data.split_seed, data.hold_out)
-    for warning in held_out_warnings(table, data.hold_out):
-        log.warning("%s", warning)
-    return Catalogue(table, root)
+    return Catalogue(table, root, bool((found["split"] != "").any()))
 
 
-def expect_trainable(found: Catalogue) -> None:
+def expect_trainable(found: Catalogue, held_out: Sequence[str] = ()) -> None:
     """Refuse what would make every figure wrong.
 
     Raises:
@@ -61,27 +61,28 @@ def expect_trainable(found: Catalogue) -> None:
         )
     refuse_two_labels(readable)
     refuse_leaks(readable)
-    expect_both_classes(readable)
+    expect_both_classes(readable, found.given, held_out)
 
 
-def say_unreadable(table: pd.DataFrame) -> None:
-    """One line for each of the first files that are left out, and their number."""
+def say_left_out(table: pd.DataFrame) -> None:
+    """One line for each of the first files that cannot be used, and the number of all in the table."""
     unreadable = table[table["status"] == "unreadable"]
     for row in unreadable.head(10).itertuples():
         log.warning("left out: %r: %s", row.path, row.reason)
     if len(unreadable):
-        log.warning("%d of %d files cannot be used and are left out.", len(unreadable), len(table))
+        log.warning("%d files cannot be used and are left out.", len(unreadable))
 
 
 def preparation(data: DataConfig, table: pd.DataFrame) -> Preparation:
     """How each image becomes the network's input, as the settings say."""
     size = smallest_common_size(table) if data.equalise else None
     if size is not None and size < _SMALL:
-        smallest = table[table["status"] != "unreadable"].set_index("path")[["width", "height"]].min(axis=1).idxmin()
-        log.warning(
-            "data.equalise=true shrinks every image to %d pixels, as small as %r. Leave the smallest images out to "
-            "keep more.", size, smallest,
-        )  # fmt: skip
+        readable = table[table["status"] != "unreadable"].set_index("path")
+        smallest = readable[["width", "height"]].min(axis=1).idxmin()
+        told = f"data.equalise=true shrinks every image to {size} pixels, as small as {smallest!r}"
+        if size < _TINY:
+            raise UserError(f"{told}: expected at least {_TINY}. Leave the smallest images out.")
+        log.warning("%s. Leave the smallest images out to keep more.", told)
     mode = cast(Literal["resize", "crop", "face"], data.preprocess)  # as checked with the settings
     return Preparation(mode, size, data.face_margin)
 

@@ -26,7 +26,7 @@ _INCIDENTAL = {
 
 _PACKAGES = (
     "deepfake", "torch", "torchvision", "lightning", "torchmetrics", "timm", "hydra-core", "omegaconf", "numpy",
-    "pandas", "pillow", "opencv-python-headless",
+    "pandas", "pillow", "opencv-python-headless", "ImageHash", "scikit-learn",
 )  # fmt: skip
 
 STATUS, SUMMARY = "status.json", "summary.json"
@@ -64,23 +64,28 @@ def read_status(folder: Path) -> str | None:
         return None
 
 
-def expect_writable(folder: Path) -> None:
+def expect_writable(folder: Path, setting: str = "output_dir") -> None:
     """Refuse early, before images are read, an output folder that cannot be made or written.
 
+    Args:
+        folder: it, or what it will be in.
+        setting: that names it.
+
     Raises:
-        UserError: names it.
+        UserError: names both.
     """
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir():
-        raise _unwritable(folder, os.strerror(errno.ENOTDIR))
+        raise unwritable(folder, os.strerror(errno.ENOTDIR), setting)
     if not os.access(there, os.W_OK | os.X_OK):
-        raise _unwritable(folder, os.strerror(errno.EACCES))
+        raise unwritable(folder, os.strerror(errno.EACCES), setting)
 
 
-def _unwritable(folder: Path, reason: str | None) -> UserError:
+def unwritable(folder: Path, reason: str | None, setting: str = "output_dir") -> UserError:
+    """The refusal of an output folder."""
     return UserError(
-        f"output_dir: expected a folder that can be written, found {folder} ({reason}). "
-        f"Name another with output_dir=..."
+        f"{setting}: expected a folder that can be written, found {folder} ({reason}). "
+        f"Name another with {setting}=..."
     )
 
 
@@ -100,7 +105,7 @@ def begin(folder: Path) -> None:
         folder.mkdir(parents=True)
         write_json(folder / STATUS, {"status": "running"})
     except OSError as error:
-        raise _unwritable(folder.parent, error.strerror) from error
+        raise unwritable(folder.parent, error.strerror) from error
 
 
 def finish(folder: Path, status: str, message: str = "") -> None:

@@ -21,7 +21,7 @@ def run(cfg: TrainConfig) -> float:
     return train(cfg)
 
 
-@command("train")
+@command("train", sweeps=True)
 def main(cfg: DictConfig) -> float:
     """Entry point of the command."""
     return sweep.job(cfg, run)

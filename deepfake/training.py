@@ -22,11 +22,10 @@ from rich.console import Console
 from deepfake import runs
 from deepfake.analysis.audit import report
 from deepfake.config import PlateauConfig, TrainConfig
-from deepfake.console import log, logging_to_file, logging_to_terminal, progress
+from deepfake.console import log, logging_to_file, logging_to_terminal, progress, remembering
 from deepfake.data.augment import Augmentation
 from deepfake.data.datamodule import FaceDataModule
 from deepfake.data.prepared import Preparation
-from deepfake.data.split import expect_both_classes
 from deepfake.dataset import (
     Catalogue,
     cache_folder,
@@ -34,7 +33,7 @@ from deepfake.dataset import (
     expect_trainable,
     left_out,
     preparation,
-    say_unreadable,
+    say_left_out,
 )
 from deepfake.errors import UserError
 from deepfake.models.backbones import build_backbone
@@ -48,20 +47,24 @@ def train(cfg: TrainConfig) -> float:
     """See `deepfake.train.run`."""
     folder = runs.run_folder(cfg)
     with logging_to_terminal():
-        if runs.is_complete(folder) and not cfg.force:
-            log.info("%s is complete: skipped. force=true trains it again.", folder)
-            return float(json.loads((folder / runs.SUMMARY).read_text())["best_value"])
         runs.expect_writable(folder.parent)
         began = time.monotonic()
         # Data and network first: most mistakes show here, before a folder is made.
-        found = catalogue(cfg.data, cfg.trainer.progress)
-        say_unreadable(found.table)
-        expect_trainable(found)
-        audit = look_for_shortcuts(cfg, found)
-        L.seed_everything(cfg.seed, verbose=False)
-        detector = build_detector(cfg)
+        with remembering() as said:
+            found = catalogue(cfg.data, cfg.trainer.progress)
+            say_left_out(found.table)
+            expect_trainable(found, cfg.data.hold_out)
+            audit = look_for_shortcuts(cfg, found)
+            if runs.is_complete(folder) and not cfg.force:
+                change = record.what_changed(folder, found.table)
+                if not change:
+                    log.info("%s is complete: skipped. force=true trains it again.", folder)
+                    return float(json.loads((folder / runs.SUMMARY).read_text())["best_value"])
+                log.warning("complete, but %s since: trained again, the earlier run set aside.", change)
+            L.seed_everything(cfg.seed, verbose=False)
+            detector = build_detector(cfg)
         runs.begin(folder)
-        with logging_to_file(folder / "train.log"):
+        with logging_to_file(folder / "train.log", said):
             try:
                 value = _fit_and_judge(cfg, folder, found, audit, detector, began)
             except BaseException as error:
@@ -81,7 +84,7 @@ def look_for_shortcuts(cfg: TrainConfig, found: Catalogue) -> dict[str, Any] | N
     """
     if cfg.audit == "off":
         return None
-    audit = report(found.table, cfg.data.equalise)
+    audit = report(found.table, preparation(cfg.data, found.table).equalise, held_out=cfg.data.hold_out)
     serious = _serious(audit)
     if serious and cfg.audit == "strict":
         raise UserError(
@@ -118,7 +121,7 @@ def _fit_and_judge(
     data, found = _data_module(cfg, found, detector)
     record.write_inputs(folder, cfg, found.table, found.root, audit)
     _announce(cfg, folder, found, audit, detector, data.preparation)
-    trunk = _stored_trunk(cfg, detector, data)
+    trunk = _stored_trunk(cfg, detector)
     board = TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False)
     recorder = Recorder(folder, cfg.logger.image_grid)
     best = _fit(cfg, folder, detector, data, [recorder, *trunk], board if cfg.logger.tensorboard else None)
@@ -202,44 +205,35 @@ def _data_module(cfg: TrainConfig, found: Catalogue, detector: Detector) -> tupl
         workers=cfg.data.workers,
         cache=cache_folder(cfg.data),
         max_megapixels=cfg.data.max_megapixels,
-        provided=_shares_trunk(cfg, detector),
         preparation=preparation(cfg.data, found.table),
         cache_gb=cfg.data.cache.max_gb,
+        views=None if cfg.views == "all" else cfg.views,
     )
     rows = data.unprepared()
     with progress("preparing images", len(rows), cfg.trainer.progress) as advance:
         unusable = data.prepare(rows, advance)
     if len(unusable):
         table = left_out(found.table, unusable)
-        expect_both_classes(table[table["status"] != "unreadable"])
-        found = Catalogue(table, found.root)
-        data.manifest = table
-        say_unreadable(table)
+        lost = table[table["path"].isin(unusable["path"])]
+        say_left_out(lost)
         # One class losing more than the other is a shortcut of its own.
-        lost = table.loc[table["path"].isin(unusable["path"]), "source"].value_counts()
-        log.warning("left out by source: %s", ", ".join(f"{source} {count}" for source, count in lost.items()))
+        counts = lost["source"].value_counts()
+        log.warning("left out by source: %s", ", ".join(f"{source} {count}" for source, count in counts.items()))
+        found = found._replace(table=table)
+        expect_trainable(found, cfg.data.hold_out)
+        data.manifest = table
     return data, found
 
 
-def _shares_trunk(cfg: TrainConfig, detector: Detector) -> bool:
-    # A try of a few batches an epoch needs only those: there is nothing to share.
-    return cfg.cache == "auto" and stored_depth(detector.backbone) > 0 and cfg.trainer.max_batches is None
-
-
-def _stored_trunk(cfg: TrainConfig, detector: Detector, data: FaceDataModule) -> list[L.Callback]:
+def _stored_trunk(cfg: TrainConfig, detector: Detector) -> list[L.Callback]:
     """The callback that computes what is frozen once, or nothing."""
-    if not _shares_trunk(cfg, detector):
+    depth = stored_depth(detector.backbone)
+    # A try of a few batches an epoch needs only those: there is nothing to share.
+    if cfg.cache == "off" or depth == 0 or cfg.trainer.max_batches is not None:
         return []
-    store = TrunkStore(
-        detector.backbone,
-        stored_depth(detector.backbone),
-        Path(cfg.data.cache.dir).expanduser() / "trunk",
-        cfg.trainer.precision,
-        cfg.cache_max_gb,
-    )
-    trunk = StoredTrunk(store, cfg.epochs, cfg.trainer.progress)
-    data.provided = trunk.fits(data)  # if not, images are loaded, by as many processes as were asked for
-    return [trunk] if data.provided else []
+    root = Path(cfg.data.cache.dir).expanduser() / "trunk"
+    store = TrunkStore(detector.backbone, depth, root, cfg.trainer.precision, cfg.cache_max_gb)
+    return [StoredTrunk(store, cfg.epochs, cfg.trainer.progress)]
 
 
 def _fit(

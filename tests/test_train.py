@@ -316,11 +316,11 @@ def test_a_complete_run_is_skipped(plain: Path, faces: Path, monkeypatch: pytest
     def never(*_: Any) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(training, "catalogue", never)
-    before = {path: path.stat().st_mtime_ns for path in plain.parent.rglob("*")}
+    monkeypatch.setattr(training, "build_detector", never)
+    before = {path: path.stat().st_mtime_ns for path in plain.rglob("*")}
     cfg = settings(*TINY, f"data.root={faces}", f"output_dir={plain.parent}", "epochs=2", "unfreeze=2")
     assert run(cfg) == summary(plain)["best_value"]
-    assert {path: path.stat().st_mtime_ns for path in plain.parent.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in plain.rglob("*")} == before
 
 
 def test_force_sets_the_earlier_run_aside_and_trains_again(plain: Path, faces: Path, tmp_path: Path) -> None:
@@ -605,6 +605,40 @@ def test_strict_audit_refuses_a_shortcut_before_a_folder_is_made(tmp_path: Path)
     with pytest.raises(UserError, match="audit=strict refuses this data: image size alone tells real from fake"):
         run(cfg)
     assert not runs.run_folder(cfg).exists()
+
+
+def test_a_complete_run_is_trained_again_when_its_images_have_changed(faces: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(faces, tmp_path / "faces")
+    folder = train(root, tmp_path / "outputs", "epochs=1", "logger=none")
+    first = (folder / "status.json").stat().st_mtime_ns
+    train(root, tmp_path / "outputs", "epochs=1", "logger=none")
+    assert (folder / "status.json").stat().st_mtime_ns == first
+    (root / "1-gan" / "03.jpg").unlink()
+    train(root, tmp_path / "outputs", "epochs=1", "logger=none")
+    assert len(read_catalogue(folder / "manifest.csv")) == 47
+    assert len(list((tmp_path / "outputs" / ".replaced").iterdir())) == 1
+    assert re.search(
+        r"complete, but \d+ images or their parts have changed, such as '", (folder / "train.log").read_text()
+    )
+
+
+def test_strict_audit_refuses_what_an_earlier_run_let_pass(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for name, side in (("real", 48), ("fake", 40)):
+        (tmp_path / "faces" / name).mkdir(parents=True)
+        for number in range(70):
+            pixels = random.integers(0, 256, (side, side, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "faces" / name / f"{number}.png")
+    train(tmp_path / "faces", tmp_path / "outputs", "epochs=1", "logger=none")
+    with pytest.raises(UserError, match="audit=strict refuses"):
+        train(tmp_path / "faces", tmp_path / "outputs", "epochs=1", "logger=none", "audit=strict")
+
+
+def test_what_is_said_before_there_is_a_folder_stands_in_its_log(faces: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(faces, tmp_path / "faces")
+    (root / "1-gan" / "empty.png").write_bytes(b"")
+    folder = train(root, tmp_path / "outputs", "epochs=1", "logger=none")
+    assert "left out: '1-gan/empty.png': file is empty" in (folder / "train.log").read_text()
 
 
 # ------------------------------------------------------------------------------------------------- help

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from deepfake.analysis.shortcuts import Shortcut, metadata_shortcuts
+from deepfake.analysis.shortcuts import TELLING, Shortcut, metadata_shortcuts
 from deepfake.data.groups import leaks, near_pairs
-from deepfake.data.split import PARTS
+from deepfake.data.split import PARTS, held_out_leaks
 
 LEVELS = ("note", "warning", "loud")
 VERDICTS = {"note": "clean", "warning": "doubtful", "loud": "loud"}
@@ -22,7 +22,6 @@ _KINDS = ["classes", "parts", "within"]  # across which duplicates lie, the wors
 _FEW = 30  # images of a class in the test part, below which an interval spans tens of points
 # Width, height, their pair and their ratio are one fact: the strongest of them speaks.
 _FAMILY = {"width": "size", "height": "size", "aspect": "size"}
-_COMPRESSION = ("format", "jpeg_luma")  # what pixels remember
 _WORDS = {
     "width": "image size alone tells",
     "height": "image size alone tells",
@@ -34,16 +33,25 @@ _WORDS = {
     "jpeg_luma": "JPEG compression alone tells",
     "all metadata": "sizes, formats and compression together tell",
 }
+_MANY_SOURCES, _FEW_IMAGES = 10, 100  # of a class, and of the median source, that look like videos or people
 _LOPSIDED = 0.9  # share of the larger class from which accuracy says little
 
 
-def report(table: pd.DataFrame, equalised: bool = False, spectrum: Shortcut | None = None) -> dict[str, Any]:
+def report(
+    table: pd.DataFrame,
+    equalised: int | None = None,
+    spectrum: Shortcut | None = None,
+    held_out: Sequence[str] = (),
+    said: Sequence[str] = (),
+) -> dict[str, Any]:
     """Everything that the table tells, most severe first.
 
     Args:
         table: a catalogue (`deepfake.data.catalog.COLUMNS`) with groups and parts.
-        equalised: sizes and formats are made equal before training, so that they tell nothing.
+        equalised: side in pixels to which all images are made equal before training, None if they are not.
         spectrum: what the power spectrum alone tells, if it was asked.
+        held_out: sources that only the test part holds, on purpose.
+        said: warnings from when the files were found and split; each is a note.
 
     Returns:
         images, unreadable, suspicious, verdict (clean, doubtful, loud), sentence, findings, sources, parts, files,
@@ -51,12 +59,13 @@ def report(table: pd.DataFrame, equalised: bool = False, spectrum: Shortcut | No
     """
     readable = table[table["status"] != "unreadable"]
     metadata = metadata_shortcuts(readable) if _judgeable(readable) else []
-    exact, near = _copies(readable), _near(readable)
+    exact, near = _copies(readable), near_duplicates(readable)
     findings = [
-        *(_equalised_findings(metadata) if equalised else _shortcut_findings(metadata)),
+        *(_shortcut_findings(metadata) if equalised is None else _equalised_findings(metadata, equalised)),
         *_spectrum_findings(spectrum),
-        *_duplicate_findings(exact, near, readable),
+        *_duplicate_findings(exact, near, readable, held_out),
         *_balance_findings(readable),
+        *(_finding("files.found", "note", sentence) for sentence in said),
         *_file_findings(table),
     ]
     findings.sort(key=lambda finding: -LEVELS.index(finding["level"]))  # stable: most severe first
@@ -129,30 +138,29 @@ def _shortcut_findings(metadata: Sequence[Shortcut]) -> list[dict[str, str]]:
                 f"shortcut.{family.replace(' ', '_')}",
                 str(shortcut.level),
                 f"{_WORDS[shortcut.name]} real from fake with {_figure(shortcut)}: {consequence}; "
-                f"data.equalise=true {'compresses all alike' if family == 'bytes per pixel' else 'removes it'}",
+                f"data.equalise=true takes it out of the files, and out of the pixels as far as that goes",
             )
         )
     return findings
 
 
-def _equalised_findings(metadata: Sequence[Shortcut]) -> list[dict[str, str]]:
-    """Equal files tell nothing, but pixels keep traces of how they were compressed before."""
+def _equalised_findings(metadata: Sequence[Shortcut], side: int) -> list[dict[str, str]]:
+    """Equal files tell nothing, but pixels keep traces of how they were resized and compressed before."""
     findings = [
         _finding(
             "shortcut.equalised",
             "note",
-            "sizes, formats and compression of the files are made equal before training: they tell nothing any more",
+            f"every image is made {side} x {side} pixels, of one compression, before training: what the files alone "
+            f"tell is gone",
         )
     ]
-    before = [shortcut for family, shortcut in _strongest(metadata).items() if family in _COMPRESSION]
-    if before:
-        loud = any(shortcut.level == "loud" for shortcut in before)
+    for family, shortcut in _strongest(metadata).items():
         findings.append(
             _finding(
-                "shortcut.compressed_before",
-                "warning" if loud else "note",
-                f"before equalising, {_WORDS[before[0].name]} real from fake with {_figure(before[0])}: an earlier "
-                f"JPEG compression leaves traces in the pixels that equalising cannot take away",
+                f"shortcut.before.{family.replace(' ', '_')}",
+                "warning" if shortcut.level == "loud" else "note",
+                f"before equalising, {_WORDS[shortcut.name]} real from fake with {_figure(shortcut)}: pixels keep "
+                f"traces of how they were made, resized and compressed, and equalising cannot take all of them away",
             )
         )
     return findings
@@ -197,13 +205,13 @@ def _copies(readable: pd.DataFrame) -> list[dict[str, Any]]:
     return sorted(found, key=lambda item: (_KINDS.index(item["kind"]), item["paths"]))
 
 
-def _near(readable: pd.DataFrame) -> pd.DataFrame:
+def near_duplicates(readable: pd.DataFrame) -> pd.DataFrame:
     """Pairs of near duplicates that are not equal files, in the same order: there may be a million of them.
 
-    Columns path, label and split of each (suffixes _a, _b), distance in bits, kind, and crossing (two parts).
+    Columns path, label, source and split of each (suffixes _a, _b), distance in bits, kind, and crossing (two parts).
     """
     found = near_pairs(readable["phash"])
-    rows = readable[["path", "label", "split", "sha256"]].reset_index(drop=True)
+    rows = readable[["path", "label", "source", "split", "sha256"]].reset_index(drop=True)
     pairs = pd.concat(
         [rows.iloc[found[side].to_numpy()].reset_index(drop=True).add_suffix(f"_{side}") for side in ("a", "b")],
         axis=1,
@@ -217,7 +225,7 @@ def _near(readable: pd.DataFrame) -> pd.DataFrame:
 
 
 def _pair(row: Any) -> dict[str, Any]:
-    """A row of `_near` for JSON."""
+    """A row of `near_duplicates` for JSON."""
     return {
         "paths": [row.path_a, row.path_b],
         "labels": [int(row.label_a), int(row.label_b)],
@@ -228,13 +236,17 @@ def _pair(row: Any) -> dict[str, Any]:
 
 
 def _duplicate_findings(
-    exact: list[dict[str, Any]], near: pd.DataFrame, readable: pd.DataFrame
+    exact: list[dict[str, Any]], near: pd.DataFrame, readable: pd.DataFrame, held_out: Sequence[str]
 ) -> list[dict[str, str]]:
     findings = []
 
-    def example(found: list[dict[str, Any]] | pd.DataFrame) -> str:
-        pair = found.iloc[0][["path_a", "path_b"]] if isinstance(found, pd.DataFrame) else found[0]["paths"]
-        one, other = list(pair)[:2]
+    def example(found: list[dict[str, Any]] | pd.DataFrame, differ: str = "paths") -> str:
+        """Two of the first find, that differ in their labels or splits where that is the point."""
+        if isinstance(found, pd.DataFrame):
+            one, other = found.iloc[0][["path_a", "path_b"]]
+        else:
+            values, paths = found[0][differ], found[0]["paths"]
+            one, other = paths[0], next(p for p, value in zip(paths, values, strict=True) if value != values[0])
         return f"such as {one!r} and {other!r}"
 
     both = [item for item in exact if item["kind"] == "classes"]
@@ -243,8 +255,8 @@ def _duplicate_findings(
             _finding(
                 "duplicates.exact.classes",
                 "loud",
-                f"{_many(len(both), 'image is', 'images are')} labelled both real and fake, {example(both)}: remove "
-                f"the wrong ones; training refuses them",
+                f"{_many(len(both), 'image is', 'images are')} labelled both real and fake, "
+                f"{example(both, 'labels')}: remove the wrong ones; training refuses them",
             )
         )
     across = [item for item in exact if len(set(item["splits"])) > 1]
@@ -253,7 +265,7 @@ def _duplicate_findings(
             _finding(
                 "duplicates.exact.parts",
                 "loud",
-                f"{_many(len(across), 'image is', 'images are')} in two parts of the given split, {example(across)}: "
+                f"{_many(len(across), 'image is', 'images are')} in two parts, {example(across, 'splits')}: "
                 f"what is tested was trained on; training refuses them",
             )
         )
@@ -268,7 +280,9 @@ def _duplicate_findings(
                 f"{example(within)}: kept in one part",
             )
         )
-    crossing = near[near["crossing"]]
+    # A fake that is held out while its photograph is in training was chosen, and flatters no figure.
+    held = near["source_a"].isin(held_out) | near["source_b"].isin(held_out)
+    crossing = near[near["crossing"] & ~(held & (near["kind"] == "classes"))]
     if len(crossing):
         findings.append(
             _finding(
@@ -298,7 +312,10 @@ def _duplicate_findings(
                 f"{example(series)}: fewer independent images than the count says",
             )
         )
-    groups = [leak for leak in leaks(readable).itertuples() if leak.kind == "group"]
+    for same_label, sentence in held_out_leaks(readable, held_out):
+        findings.append(_finding("leaks.held_out", "warning" if same_label else "note", sentence))
+    learned = readable[~readable["source"].isin(held_out)]
+    groups = [leak for leak in leaks(learned).itertuples() if leak.kind == "group"]
     if groups:
         findings.append(
             _finding(
@@ -331,6 +348,27 @@ def _balance_findings(readable: pd.DataFrame) -> list[dict[str, str]]:
                 )
             elif part != "train" and count < _FEW:
                 few.append(f"{count} {kind} in {part}")
+    test = readable.loc[readable["split"] == "test", "label"].value_counts()
+    if 0 < test.min() < TELLING:
+        findings.append(
+            _finding(
+                "shortcut.unseen",
+                "warning",
+                f"too few test images to tell whether files give the classes away ({test.get(0, 0)} real, "
+                f"{test.get(1, 0)} fake): expected at least {TELLING} of each",
+            )
+        )
+    for label, kind in ((0, "real"), (1, "fake")):
+        of_class = readable.loc[readable["label"] == label, "source"].value_counts()
+        if len(of_class) >= _MANY_SOURCES and of_class.median() < _FEW_IMAGES:
+            findings.append(
+                _finding(
+                    "balance.sources",
+                    "note",
+                    f"{len(of_class)} sources of {kind} images with {of_class.median():.0f} images each, such as "
+                    f"{of_class.index[0]!r}: if these are videos or people, data.group keeps each in one part",
+                )
+            )
     if few:
         findings.append(
             _finding("balance.few", "note", f"few images ({', '.join(few)}): figures will have wide intervals")
@@ -363,7 +401,8 @@ def _file_findings(table: pd.DataFrame) -> list[dict[str, str]]:
                     f"files.{status}",
                     # A few broken files are everyday; many say that something went wrong on the way.
                     level if share > 0.01 else "note",
-                    f"{len(rows):,} of {len(table):,} files {words}, such as {rows['path'].iloc[0]!r}: "
+                    f"{len(rows):,} of {len(table):,} files {words} ({(rows['label'] == 0).sum():,} real, "
+                    f"{(rows['label'] == 1).sum():,} fake), such as {rows['path'].iloc[0]!r}: "
                     f"{rows['reason'].iloc[0]}",
                 )
             )

@@ -36,6 +36,7 @@ from deepfake.evaluation.metrics import bootstrap_intervals, scores
 
 WARNING, LOUD = 0.60, 0.80  # balanced accuracy or AUROC above it
 CHANCE = 0.005
+TELLING = 10  # test images of a class from which a shortcut that is there will be seen
 
 # Each of these is tried alone. A size is a pair, because many widths and heights are usual where their pairs are not.
 FEATURES = {

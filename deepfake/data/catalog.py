@@ -336,8 +336,7 @@ def limit_images(table: pd.DataFrame, limit: int | None) -> pd.DataFrame:
 def write_catalogue(table: pd.DataFrame, file: Path) -> None:
     """Write `COLUMNS` as CSV for people and, beside it, as Parquet for programs.
 
-    In the CSV a text that a spreadsheet would take for a formula, and one that begins with an apostrophe, gets an
-    apostrophe in front, which `read_catalogue` takes away.
+    The apostrophes that `safe_csv` puts in front `read_catalogue` takes away.
 
     Args:
         table: as `scan` returns.
@@ -350,12 +349,20 @@ def write_catalogue(table: pd.DataFrame, file: Path) -> None:
     parquet = io.BytesIO()
     table.to_parquet(parquet, index=False)
     write_bytes(file.with_suffix(".parquet"), parquet.getvalue())
-    for column in _texts():
+    write_bytes(file, safe_csv(table).encode())
+
+
+def safe_csv(table: pd.DataFrame) -> str:
+    """CSV of any table, each text in quotes, for a line may end within a file's name.
+
+    A text that a spreadsheet would take for a formula, and one that begins with an apostrophe, gets an apostrophe in
+    front.
+    """
+    table = table.copy()
+    for column in table.columns[[pd.api.types.is_string_dtype(kind) for kind in table.dtypes]]:
         formula = table[column].str.match(r"[=+\-@\t\r']")
         table[column] = table[column].where(~formula, "'" + table[column])
-    # Every text in quotes: a line may end within a file's name.
-    text = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-    write_bytes(file, text.encode())
+    return table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
 
 
 def read_catalogue(file: Path) -> pd.DataFrame:

@@ -46,15 +46,27 @@ def assign_parts(
         UserError: a split is given without a training part, a held-out source is not there.
     """
     _expect_sources(held_out, table["source"])
-    usable = table["status"] != "unreadable" if "status" in table else pd.Series(True, table.index)
-    parts = pd.Series("", table.index, dtype=str, name="split")
-    if "split" in table and (table.loc[usable, "split"] != "").any():
-        parts[usable] = table.loc[usable, "split"]
+    usable = _usable(table)
+    parts = _given(table)
+    if (parts != "").any():
         _fill_missing(parts, table, fractions, seed)
     else:
         parts[usable] = split(table[usable], fractions, seed)
     parts[usable & table["source"].isin(held_out)] = "test"
     return parts
+
+
+def cut_out(table: pd.DataFrame) -> list[str]:
+    """The parts that `assign_parts` cuts out of the given training part, because no image is given for them.
+
+    Args:
+        table: as for `assign_parts`.
+
+    Returns:
+        Of "val" and "test", none if no split is given.
+    """
+    given = set(_given(table))
+    return [part for part in PARTS if part not in given] if "train" in given else []
 
 
 def split(table: pd.DataFrame, fractions: Sequence[float] = (0.7, 0.15, 0.15), seed: int = 0) -> pd.Series:
@@ -123,7 +135,7 @@ def join(label: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
             label = label[label]
 
 
-def held_out_warnings(table: pd.DataFrame, held_out: Sequence[str]) -> list[str]:
+def held_out_leaks(table: pd.DataFrame, held_out: Sequence[str]) -> list[tuple[bool, str]]:
     """What to tell of groups (and equal files) that held-out images share with images that are learned from.
 
     Under the same label they make figures too good: the network has seen the face, and learned what to say of it.
@@ -135,7 +147,7 @@ def held_out_warnings(table: pd.DataFrame, held_out: Sequence[str]) -> list[str]
         held_out: as it was given to `assign_parts`.
 
     Returns:
-        Sentences, none if nothing is shared.
+        Whether the label is the same, and a sentence; none if nothing is shared.
     """
     rows = table[table["split"] != ""]
     group = _groups(rows)
@@ -157,29 +169,76 @@ def held_out_warnings(table: pd.DataFrame, held_out: Sequence[str]) -> list[str]
             one = int(np.flatnonzero(shared)[0])
             other = np.flatnonzero(learned & (2 * group + label == 2 * group[one] + seen_as[one]))[0]
             sentences.append(
-                f"held-out images whose group has training or validation images of {kind} label: {shared.sum()}, "
-                f"such as {rows['path'].iloc[one]!r} with {rows['path'].iloc[other]!r}: {meaning}."
+                (
+                    kind == "the same",
+                    f"held-out images whose group has training or validation images of {kind} label: {shared.sum()}, "
+                    f"such as {rows['path'].iloc[one]!r} with {rows['path'].iloc[other]!r}: {meaning}",
+                )
             )
     return sentences
 
 
-def expect_both_classes(table: pd.DataFrame) -> None:
+def expect_both_classes(table: pd.DataFrame, given: bool = False, held_out: Sequence[str] = ()) -> None:
     """Refuse a split in which a part lacks a class: no metric could be computed on it.
 
     Args:
-        table: columns label and split.
+        table: columns label and split and, to tell the cause, source, group and sha256.
+        given: the split came with the data, at least in part.
+        held_out: as it was given to `assign_parts`.
 
     Raises:
         UserError: names the part, the class, the counts and the fix.
     """
+    if table.empty:
+        raise UserError("expected images in the parts train, val and test, found none left. Add images.")
     for part in PARTS:
         for label, kind in ((0, "real"), (1, "generated")):
-            if not ((table["split"] == part) & (table["label"] == label)).any():
-                total = int((table["label"] == label).sum())
+            of_class = table[table["label"] == label]
+            if not (of_class["split"] == part).any():
+                found, fix = _why_missing(of_class, part, kind, given, held_out)
                 raise UserError(
-                    f"the {part} part has no {kind} image: expected at least one, found {total} {kind} images in "
-                    f"all {len(table)}. Add {kind} images (ten or more), or raise that share in data.fractions."
+                    f"the {part} part has no {kind} image: expected at least one, found {len(of_class)} {kind} "
+                    f"images in all {len(table)}{found}. {fix}"
                 )
+
+
+def _why_missing(
+    of_class: pd.DataFrame, part: str, kind: str, given: bool, held_out: Sequence[str]
+) -> tuple[str, str]:
+    """What more was found of a class that a part lacks, and what to do: the first cause that applies."""
+    if of_class.empty:
+        return "", f"Add {kind} images."
+    found, free = "", of_class
+    if held_out and of_class["source"].isin(held_out).any():
+        free = of_class[~of_class["source"].isin(held_out)]
+        found = f", {len(of_class) - len(free)} of them held out for the test part"
+        if free.empty:
+            return found, f"Leave one of their sources out of data.hold_out, or add {kind} images of another."
+    if given:
+        return found, f"Give {kind} images the split {part}, or give no split at all."
+    what, enough = "images", "ten or more"
+    if {"source", "group", "sha256"} <= set(free):
+        sizes, sources = np.bincount(_groups(free)), free["source"].nunique()
+        if len(sizes) < min(len(free), 10 * sources):
+            found += f", in {len(sizes)} groups that are never parted, the largest of {sizes.max()} images"
+            what, enough = "images of other groups", "ten groups or more"
+        if sources > 1:  # one image or group of a source is always trained on
+            found += f", from {sources} sources that are each split by themselves"
+            enough += " of one source"
+    return found, f"Add {kind} {what} ({enough}), or raise that share in data.fractions."
+
+
+def _given(table: pd.DataFrame) -> pd.Series:
+    """The part that each row is given, "" for files that cannot be read."""
+    parts = pd.Series("", table.index, dtype=str, name="split")
+    if "split" in table:
+        usable = _usable(table)
+        parts[usable] = table.loc[usable, "split"]
+    return parts
+
+
+def _usable(table: pd.DataFrame) -> pd.Series:
+    return table["status"] != "unreadable" if "status" in table else pd.Series(True, table.index)
 
 
 def _groups(table: pd.DataFrame) -> np.ndarray:

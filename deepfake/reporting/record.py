@@ -1,6 +1,5 @@
 """What a finished run leaves in its folder: inputs, predictions, figures of the best checkpoint, summary."""
 
-import csv
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,8 @@ from numpy.typing import NDArray
 
 from deepfake import runs
 from deepfake.config import TrainConfig
-from deepfake.data.catalog import write_catalogue
+from deepfake.data.catalog import read_catalogue, safe_csv, write_catalogue
+from deepfake.errors import UserError
 from deepfake.evaluation.metrics import bootstrap_intervals, scores
 from deepfake.files import write_json, write_text
 from deepfake.models.backbones import Backbone
@@ -37,6 +37,32 @@ def write_inputs(
         write_json(folder / "audit.json", audit)
 
 
+def what_changed(folder: Path, table: pd.DataFrame) -> str:
+    """How the images differ from those that a run was made of, in words; "" if they do not.
+
+    Args:
+        folder: of a complete run.
+        table: the catalogue as it is now.
+    """
+    try:
+        before = read_catalogue(folder / "manifest.parquet")
+    except UserError:
+        return "its manifest cannot be read"
+    columns = ["path", "sha256", "label", "group"]
+    # What the run could not use, such as a picture without a face, has no part there.
+    now = table[table["path"].isin(before.loc[before["split"] != "", "path"])]
+    used = before[before["split"] != ""]
+    changed = _rows(table, columns) ^ _rows(before, columns)
+    changed |= _rows(now, ["path", "split"]) ^ _rows(used, ["path", "split"])
+    if not changed:
+        return ""
+    return f"{len({row[0] for row in changed}):,} images or their parts have changed, such as {min(changed)[0]!r},"
+
+
+def _rows(table: pd.DataFrame, columns: list[str]) -> set[tuple[str, ...]]:
+    return set(zip(*(table[column].astype(str) for column in columns), strict=True))
+
+
 def predictions(rows: pd.DataFrame, index: NDArray, probability: NDArray) -> pd.DataFrame:
     """One row an image, in the manifest's order.
 
@@ -56,11 +82,9 @@ def predictions(rows: pd.DataFrame, index: NDArray, probability: NDArray) -> pd.
 
 def write_verdict(folder: Path, part: str, table: pd.DataFrame, loss: float, epoch: int) -> dict[str, Any]:
     """Predictions and confusion matrix of one part; returns its figures with 95 % intervals."""
-    # Every text in quotes, for a file's name may hold the end of a line; numbers without, in nine digits, which give
-    # a float32 back exactly (a float_format would put them in quotes too).
+    # Nine digits give a float32 back exactly.
     rounded = table.assign(probability=[float(f"{p:.9g}") for p in table["probability"]])
-    quoted = rounded.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-    write_text(folder / f"{part}_predictions.csv", quoted)
+    write_text(folder / f"{part}_predictions.csv", safe_csv(rounded))
     labels, probabilities = table["label"].to_numpy(), table["probability"].to_numpy()
     verdict = {
         "loss": loss,

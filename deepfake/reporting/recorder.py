@@ -22,7 +22,7 @@ class Recorder(L.Callback):
 
     Args:
         folder: the run's.
-        image_grid: training images shown once on the dashboard, after augmentation.
+        image_grid: training images shown once, after augmentation.
     """
 
     def __init__(self, folder: Path, image_grid: int = 0) -> None:
@@ -36,7 +36,7 @@ class Recorder(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         board, data = _board(trainer), getattr(trainer, "datamodule", None)
-        if board is None or data is None or not self.image_grid:
+        if data is None or not self.image_grid:
             return
         dataset = data.dataset("train")
         # Evenly spaced, so that every source of the sorted manifest is seen.
@@ -49,7 +49,8 @@ class Recorder(L.Callback):
             title="training images of epoch 0, as the network sees them",
         )
         figures.save(grid, self.folder / "figures" / "augmented.png")
-        board.experiment.add_figure("data/augmented", grid, 0)
+        if board is not None:
+            board.experiment.add_figure("data/augmented", grid, 0)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._began = time.monotonic()

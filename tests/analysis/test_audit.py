@@ -75,24 +75,24 @@ def test_size_that_tells_the_classes_apart_is_loud_and_told_in_the_sentence_of_a
     assert found["verdict"] == "loud"
     told = sentence(found, "shortcut.size")
     assert told.startswith("image size alone tells real from fake with 1.00 balanced accuracy")
-    assert "any result on this data is in doubt; data.equalise=true removes it" in told
+    assert "any result on this data is in doubt; data.equalise=true takes it out of the files" in told
     # Width, height and their pair are one finding, and what all metadata add to them is nothing.
     assert sum(key.startswith("shortcut.") and "bytes" not in key for key in levels(found)) == 1
 
 
 def test_equalised_data_have_no_shortcut_in_their_metadata(table: pd.DataFrame) -> None:
     table.loc[table["label"] == 1, ["width", "height"]] = 512
-    found = report(table, equalised=True)
-    assert found["verdict"] == "clean"
+    found = report(table, equalised=200)
     assert levels(found)["shortcut.equalised"] == "note"
+    assert levels(found)["shortcut.before.size"] == "warning"
     assert found["shortcuts"]["metadata"] == []
 
 
 def test_an_earlier_compression_stays_in_equalised_pixels(table: pd.DataFrame) -> None:
     table.loc[table["label"] == 1, ["format", "jpeg_luma"]] = ["JPEG", 30.0]
-    found = report(table, equalised=True)
-    assert levels(found)["shortcut.compressed_before"] == "warning"
-    assert "that equalising cannot take away" in sentence(found, "shortcut.compressed_before")
+    found = report(table, equalised=200)
+    assert {levels(found)[f"shortcut.before.{name}"] for name in ("format", "jpeg_luma")} == {"warning"}
+    assert "equalising cannot take all of them away" in sentence(found, "shortcut.before.format")
     assert found["shortcuts"]["metadata"] == []
 
 
@@ -161,7 +161,47 @@ def test_a_test_part_of_one_class_leaves_the_shortcuts_unasked(table: pd.DataFra
 
 
 def test_few_test_images_are_a_note() -> None:
-    assert levels(report(catalogue(20)))["balance.few"] == "note"
+    found = report(catalogue(60))
+    assert levels(found)["balance.few"] == "note"
+    assert found["verdict"] == "clean"
+
+
+def test_too_few_test_images_to_tell_are_a_warning() -> None:
+    assert levels(report(catalogue(20)))["shortcut.unseen"] == "warning"
+
+
+def test_many_small_sources_are_a_note(table: pd.DataFrame) -> None:
+    table["source"] = table["source"].str[0] + "-video" + (table.groupby("label").cumcount() // 10).astype(str)
+    assert levels(report(table))["balance.sources"] == "note"
+
+
+def test_the_examples_of_copies_differ_where_they_should(table: pd.DataFrame) -> None:
+    first, second, fake = pick(table, 0, "train"), pick(table, 0, "train", 1), pick(table, 1, "train")
+    table.loc[[second, fake], "sha256"] = table.loc[first, "sha256"]
+    told = sentence(report(table), "duplicates.exact.classes")
+    assert table.loc[first, "path"] in told
+    assert table.loc[fake, "path"] in told
+
+
+def test_a_held_out_fake_whose_photograph_is_trained_on_is_a_note(table: pd.DataFrame) -> None:
+    real, fake = pick(table, 0, "train"), pick(table, 1, "train")
+    table.loc[table["source"] == table.loc[fake, "source"], "split"] = "test"
+    table.loc[fake, "phash"] = table.loc[real, "phash"]
+    table.loc[[real, fake], "group"] = "person 1"
+    found = report(table, held_out=[table.loc[fake, "source"]])
+    assert levels(found)["leaks.held_out"] == "note"
+    assert serious(found) == set()
+
+
+def test_a_held_out_fake_with_a_trained_fake_of_its_group_is_a_warning(table: pd.DataFrame) -> None:
+    table.loc[table["source"] == "1-gan", "split"] = "test"
+    trained = table.index[(table["source"] == "1-diffusion") & (table["split"] == "train")][0]
+    table.loc[[trained, table.index[table["source"] == "1-gan"][0]], "group"] = "person 1"
+    assert serious(report(table, held_out=["1-gan"])) == {"leaks.held_out"}
+
+
+def test_what_was_said_while_files_were_found_is_a_note(table: pd.DataFrame) -> None:
+    assert sentence(report(table, said=["left out: 3 images"]), "files.found") == "left out: 3 images"
 
 
 def test_nearly_one_class_is_a_warning(table: pd.DataFrame) -> None:

@@ -13,8 +13,9 @@ from deepfake.data.groups import assign_groups
 from deepfake.data.split import (
     PARTS,
     assign_parts,
+    cut_out,
     expect_both_classes,
-    held_out_warnings,
+    held_out_leaks,
     join,
     split,
     unit_hash,
@@ -328,6 +329,34 @@ def test_a_given_split_without_training_is_refused() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("parts", "status", "cut"),
+    [
+        (["train", "train", "train", "train"], "ok", ["val", "test"]),
+        (["train", "test", "test", ""], "ok", ["val"]),
+        (["train", "val", "train", "test"], "ok", []),
+        (["train", "val", "train", "test"], "unreadable", ["test"]),
+        (["", "", "", ""], "ok", []),
+        (["val", "val", "val", "val"], "ok", []),
+    ],
+)
+def test_what_is_cut_out_of_training_can_be_told(parts: list[str], status: str, cut: list[str]) -> None:
+    table = table_of([("a", "", n) for n in range(4)]).assign(split=parts, status=["ok"] * 3 + [status])
+    assert cut_out(table) == cut
+
+
+def test_nothing_is_cut_out_where_no_split_is_given() -> None:
+    assert cut_out(table_of([("a", "", 0)])) == []
+
+
+@few
+@given(given_splits())
+def test_only_what_is_told_is_cut_out(table: pd.DataFrame) -> None:
+    parts = assign_parts(table)
+    readable = table["status"] != "unreadable"
+    assert set(parts[readable & (table["split"] == "train")]) <= {"train", *cut_out(table)}
+
+
 # ------------------------------------------------------------------------------------------------ held-out sources
 
 
@@ -367,25 +396,31 @@ def shared(*rows: tuple[str, str, str]) -> pd.DataFrame:
 
 def test_a_group_shared_under_the_same_label_is_told() -> None:
     table = shared(("1-held", "p", "test"), ("1-held", "p", "test"), ("1-other", "p", "val"), ("1-held", "q", "test"))
-    assert held_out_warnings(table, ["1-held"]) == [
-        "held-out images whose group has training or validation images of the same label: 2, such as '1-held/0.png' "
-        "with '1-other/2.png': figures on them will be too good. Hold out the other source too, or remove these "
-        "images."
+    assert held_out_leaks(table, ["1-held"]) == [
+        (
+            True,
+            "held-out images whose group has training or validation images of the same label: 2, such as "
+            "'1-held/0.png' with '1-other/2.png': figures on them will be too good. Hold out the other source too, "
+            "or remove these images",
+        )
     ]
 
 
 def test_a_group_shared_under_the_other_label_is_told_as_harmless() -> None:
     table = shared(("0-real", "p", "train"), ("1-held", "p", "test"))
-    assert held_out_warnings(table, ["1-held"]) == [
-        "held-out images whose group has training or validation images of the other label: 1, such as "
-        "'1-held/1.png' with '0-real/0.png': no advantage, what was learned of the group is wrong for them."
+    assert held_out_leaks(table, ["1-held"]) == [
+        (
+            False,
+            "held-out images whose group has training or validation images of the other label: 1, such as "
+            "'1-held/1.png' with '0-real/0.png': no advantage, what was learned of the group is wrong for them",
+        )
     ]
 
 
 def test_an_equal_file_is_told_as_a_shared_group() -> None:
     table = shared(("1-held", "", "test"), ("1-other", "", "train"))
     table["sha256"] = table["sha256"].iloc[0]
-    assert len(held_out_warnings(table, ["1-held"])) == 1
+    assert len(held_out_leaks(table, ["1-held"])) == 1
 
 
 @pytest.mark.parametrize(
@@ -394,7 +429,7 @@ def test_an_equal_file_is_told_as_a_shared_group() -> None:
     ids=["in test", "in no part", "in another group"],
 )
 def test_nothing_is_told_where_nothing_learned_is_shared(other: tuple[str, str, str]) -> None:
-    assert held_out_warnings(shared(("1-held", "p", "test"), other), ["1-held"]) == []
+    assert held_out_leaks(shared(("1-held", "p", "test"), other), ["1-held"]) == []
 
 
 # --------------------------------------------------------------------------------------------------------- join
@@ -469,3 +504,85 @@ def test_ten_images_of_a_class_are_enough() -> None:
     table["label"] = table["source"].str[0].astype(int)
     table["split"] = split(table)
     expect_both_classes(table)
+
+
+def two_classes(real: list[tuple[str, str]], fake: list[tuple[str, str]]) -> pd.DataFrame:
+    """From (source, group) of each image, with its content alone."""
+    table = table_of([(*row, number) for number, row in enumerate(real + fake)])
+    return table.assign(label=[0] * len(real) + [1] * len(fake))
+
+
+MANY = [("0-a", "")] * 40
+
+
+def test_a_class_in_too_few_groups_is_told_as_that() -> None:
+    table = two_classes(MANY, [("1-b", "video 1")] * 38 + [("1-b", "video 2")] * 2)
+    table["split"] = split(table)
+    assert refusal(expect_both_classes, table) == (
+        "the test part has no generated image: expected at least one, found 40 generated images in all 80, in 2 "
+        "groups that are never parted, the largest of 38 images. Add generated images of other groups (ten groups "
+        "or more), or raise that share in data.fractions."
+    )
+
+
+def test_a_class_of_many_small_sources_is_told_as_that() -> None:
+    table = two_classes(MANY, [(f"1-{n // 2}", f"video {n // 2}") for n in range(60)])
+    table["split"] = split(table)
+    assert refusal(expect_both_classes, table) == (
+        "the val part has no generated image: expected at least one, found 60 generated images in all 100, in 30 "
+        "groups that are never parted, the largest of 2 images, from 30 sources that are each split by themselves. "
+        "Add generated images of other groups (ten groups or more of one source), or raise that share in "
+        "data.fractions."
+    )
+
+
+def test_a_class_in_many_groups_may_lack_a_share() -> None:
+    table = two_classes([("0-a", "twins" if n < 2 else "") for n in range(40)], [("1-b", "")] * 40)
+    table["split"] = split(table, (0.998, 0.001, 0.001))
+    assert refusal(expect_both_classes, table).endswith(
+        "found 40 real images in all 80. Add real images (ten or more), or raise that share in data.fractions."
+    )
+
+
+def test_a_class_that_is_held_out_is_told_as_that() -> None:
+    table = two_classes(MANY, [("1-b", "")] * 15 + [("1-c", "")] * 5)
+    table["split"] = assign_parts(table, held_out=["1-b", "1-c"])
+    assert refusal(expect_both_classes, table, False, ["1-b", "1-c"]) == (
+        "the train part has no generated image: expected at least one, found 20 generated images in all 60, 20 of "
+        "them held out for the test part. Leave one of their sources out of data.hold_out, or add generated images "
+        "of another."
+    )
+
+
+def test_what_is_held_out_is_not_counted_as_enough() -> None:
+    table = two_classes(MANY, [("1-b", "")] * 20 + [("1-c", "")])
+    table["split"] = assign_parts(table, held_out=["1-b"])
+    assert refusal(expect_both_classes, table, False, ["1-b"]) == (
+        "the val part has no generated image: expected at least one, found 21 generated images in all 61, 20 of "
+        "them held out for the test part. Add generated images (ten or more), or raise that share in data.fractions."
+    )
+
+
+@pytest.mark.parametrize("group", ["", "one video"])
+def test_a_class_that_a_given_split_lacks_is_told_as_that(group: str) -> None:
+    table = two_classes(MANY, [("1-b", group)] * 20)
+    table["split"] = ["train", "val", "test", "train"] * 10 + ["train", "test"] * 10
+    assert refusal(expect_both_classes, table, True, ["0-x"]) == (
+        "the val part has no generated image: expected at least one, found 20 generated images in all 60. "
+        "Give generated images the split val, or give no split at all."
+    )
+
+
+def test_a_class_without_images_is_told_as_that() -> None:
+    table = two_classes(MANY, [])
+    table["split"] = split(table)
+    assert refusal(expect_both_classes, table, True, ["0-a"]) == (
+        "the train part has no generated image: expected at least one, found 0 generated images in all 40. "
+        "Add generated images."
+    )
+
+
+def test_no_image_at_all_is_told_as_that() -> None:
+    assert refusal(expect_both_classes, labelled()) == (
+        "expected images in the parts train, val and test, found none left. Add images."
+    )
