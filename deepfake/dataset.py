@@ -12,7 +12,7 @@ from deepfake.data.catalog import limit_images, refuse_two_labels, scan
 from deepfake.data.groups import assign_groups, refuse_leaks
 from deepfake.data.layouts import find_images, read_manifest
 from deepfake.data.prepared import Preparation, smallest_common_size
-from deepfake.data.split import assign_parts, expect_both_classes
+from deepfake.data.split import assign_parts, cut_out, expect_both_classes
 from deepfake.data.synthetic import make_faces
 from deepfake.errors import UserError
 
@@ -43,8 +43,14 @@ def catalogue(data: DataConfig, show: bool = True) -> Catalogue:
     with progress("reading images", len(found), show) as advance:
         table = scan(found, root, data.max_megapixels, cache_folder(data), advance)
     table["group"] = assign_groups(table, data.group)
+    given = bool((table["split"] != "").any())
+    if cut := cut_out(table):
+        log.warning("the given split has no part %s: cut out of the given training part", " and ".join(cut))
     table["split"] = assign_parts(table, data.fractions, data.split_seed, data.hold_out)
-    return Catalogue(table, root, bool((found["split"] != "").any()))
+    unplaced = int(((table["status"] != "unreadable") & (table["split"] == "")).sum())
+    if unplaced:
+        log.warning("%d images have no part in the given split and are left out", unplaced)
+    return Catalogue(table, root, given)
 
 
 def expect_trainable(found: Catalogue, held_out: Sequence[str] = ()) -> None:

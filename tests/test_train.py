@@ -594,6 +594,20 @@ def test_a_given_split_is_kept(faces: Path, tmp_path: Path) -> None:
     assert (manifest["split"] == manifest["path"].str.split("/").str[0]).all()
 
 
+def test_a_given_split_without_validation_says_where_it_was_cut_out(faces: Path, tmp_path: Path) -> None:
+    root = tmp_path / "faces"
+    for number, file in enumerate(sorted(faces.rglob("*.*"))):
+        part = ("train", "train", "test")[number % 3]
+        copy = root / part / ("fake" if file.parent.name[0] == "1" else "real") / f"{file.parent.name}-{file.name}"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copy)
+    folder = train(root, tmp_path / "outputs", "epochs=1", "logger=none")
+    told = "the given split has no part val: cut out of the given training part"
+    assert told in (folder / "train.log").read_text()
+    manifest = read_catalogue(folder / "manifest.csv")
+    assert set(manifest.loc[manifest["split"] == "val", "path"].str.split("/").str[0]) == {"train"}
+
+
 def test_strict_audit_refuses_a_shortcut_before_a_folder_is_made(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for name, side in (("real", 48), ("fake", 40)):

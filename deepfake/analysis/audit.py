@@ -138,7 +138,7 @@ def _shortcut_findings(metadata: Sequence[Shortcut]) -> list[dict[str, str]]:
                 f"shortcut.{family.replace(' ', '_')}",
                 str(shortcut.level),
                 f"{_WORDS[shortcut.name]} real from fake with {_figure(shortcut)}: {consequence}; "
-                f"data.equalise=true takes it out of the files, and out of the pixels as far as that goes",
+                f"data.equalise=true removes it from the files, not wholly from the pixels",
             )
         )
     return findings
@@ -160,7 +160,7 @@ def _equalised_findings(metadata: Sequence[Shortcut], side: int) -> list[dict[st
                 f"shortcut.before.{family.replace(' ', '_')}",
                 "warning" if shortcut.level == "loud" else "note",
                 f"before equalising, {_WORDS[shortcut.name]} real from fake with {_figure(shortcut)}: pixels keep "
-                f"traces of how they were made, resized and compressed, and equalising cannot take all of them away",
+                f"traces of resizing and compression that equalising cannot remove",
             )
         )
     return findings

@@ -60,8 +60,9 @@ def assign_groups(table: pd.DataFrame, pattern: str | None = None, distance: int
 
     Args:
         table: columns path, group (empty = none), sha256 ("" if unreadable), phash and, if there, status.
-        pattern: regular expression, searched in each file's name (without folders); its first group, or all that it
-            matches if it has none, names the group. Files where it finds nothing have no given group.
+        pattern: regular expression, searched in each file's name without folders or, if there is a / in the pattern,
+            in its path below root; its first group, or all that it matches if it has none, names the group. Files
+            where it finds nothing have no given group.
         distance: bits in which the perceptual hashes of near duplicates differ at most.
 
     Returns:
@@ -69,7 +70,7 @@ def assign_groups(table: pd.DataFrame, pattern: str | None = None, distance: int
         content and the given names, not on the order of the rows.
 
     Raises:
-        UserError: the pattern is no regular expression, or finds nothing in any file name.
+        UserError: the pattern is no regular expression, or finds nothing in any file.
     """
     rows = _readable(table)
     given = rows["group"].to_numpy(dtype=object) if pattern is None else _from_names(rows["path"], pattern)
@@ -218,9 +219,9 @@ def _joined(blocks: Sequence[_Pairs]) -> _Pairs:
 
 
 def _from_names(paths: pd.Series, pattern: str) -> np.ndarray:
-    """What the pattern finds in each file's name; "" where nothing."""
-    names = [PurePosixPath(path).name for path in paths]
-    example = f"a file is named {names[0]!r}" if names else "there is no file"
+    """What the pattern finds in each file's name or, with a / in the pattern, path; "" where nothing."""
+    files = [PurePosixPath(path) for path in paths]  # without the "./" that only spreadsheets need
+    example = f"the first file is {str(files[0])!r}" if files else "there is no file"
     try:
         expression = re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
@@ -229,13 +230,16 @@ def _from_names(paths: pd.Series, pattern: str) -> np.ndarray:
             f"data.group={pattern!r}: expected a regular expression, found a fault in it: {reason}. "
             f"Mend it; {example}."
         ) from error
-    matches = [expression.search(name) for name in names]
+    # Names have no /, so a pattern with one is meant for paths. What other files are called does not count.
+    matches = [expression.search(str(file) if "/" in pattern else file.name) for file in files]
     which = min(expression.groups, 1)
     groups = np.array([match[which] or "" if match else "" for match in matches], dtype=object)
     if len(groups) and not groups.any():
+        where = "paths" if "/" in pattern else "file names"
+        hint = "" if "/" in pattern else " or, to search in the paths, put a / into it as in '([^/]+)/[^/]*$'"
         raise UserError(
-            f"data.group={pattern!r}: expected a pattern that finds a name for a group in file names, found none in "
-            f"all {len(names)}. Mend it; {example}."
+            f"data.group={pattern!r}: expected a pattern that finds a name for a group in {where}, found none in "
+            f"all {len(files)}. Mend it{hint}; {example}."
         )
     return groups
 

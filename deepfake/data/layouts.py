@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from deepfake.console import log
+from deepfake.data.catalog import COLUMNS as CATALOGUE
 from deepfake.data.images import SUFFIXES
 from deepfake.errors import UserError
 
@@ -33,6 +34,12 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
+
+# What lies beside images and is none: lists, notes and what file managers leave.
+_COMPANIONS = (
+    ".txt", ".csv", ".tsv", ".json", ".jsonl", ".md", ".xml", ".yaml", ".yml",
+    ".parquet", ".html", ".log", ".db", ".ini",
+)  # fmt: skip
 
 # What a folder can be. A folder of the study carries label and source in one name, 0-NAME or 1-NAME.
 STUDY, CLASS, PART, NAME = "0-NAME", "class", "part", "name"
@@ -74,7 +81,8 @@ def find_images(root: Path) -> pd.DataFrame:
     """Images of a folder in one of `LAYOUTS`, each file once, links followed.
 
     The outermost folder that has a label gives it; folders deeper than the layout are just folders. Images outside
-    labelled folders are left out with a warning.
+    labelled folders are left out with a warning, and so are files inside that do not end as images do, but for lists
+    and notes.
 
     Args:
         root: the folder that holds those folders.
@@ -89,20 +97,25 @@ def find_images(root: Path) -> pd.DataFrame:
     """
     if not root.is_dir():
         raise UserError(f"data.root={root} is no folder: expected one that holds folders such as real and fake.")
-    images = _walk(root)
+    images, others = _walk(root)
+    if others:
+        log.warning(
+            "left out: %d files that do not end in %s (%s), the first is %r",
+            len(others), ", ".join(SUFFIXES), _suffixes(others), min(others),
+        )  # fmt: skip
     labelled = [image for image in images if image.label is not None]
-    others = [image for image in images if image.label is None]
+    unlabelled = [image for image in images if image.label is None]
     roles = _read_folders({image.folder for image in labelled})
     if not _is_one_layout(set(roles.values())):
-        raise _no_layout(root, labelled or others)
+        raise _no_layout(root, labelled or unlabelled)
     # Folders 0, 1, 2, ... are numbered, not labelled.
     if any(_class_folder(folder, roles[folder]).isdigit() for folder in roles) and any(
-        name.isdigit() for image in others for name in image.folder
+        name.isdigit() for image in unlabelled for name in image.folder
     ):
         raise _no_layout(root, images)
-    if others:
-        first = min(image.path for image in others)
-        log.warning("left out: %d images outside labelled folders, the first is %r", len(others), first)
+    if unlabelled:
+        first = min(image.path for image in unlabelled)
+        log.warning("left out: %d images outside labelled folders, the first is %r", len(unlabelled), first)
     facts = {folder: _source_and_split(folder, roles[folder]) for folder in roles}
     for image in labelled:
         _expect_unicode(image.path)
@@ -123,11 +136,12 @@ def read_manifest(root: Path, manifest: str) -> pd.DataFrame:
     Args:
         root: what the paths are below.
         manifest: file below root, Parquet if its name ends in .parquet, otherwise CSV in UTF-8. Labels are 0, 1 or a
-            word of `CLASSES`; splits a word of `SPLITS`, or missing in every row.
+            word of `CLASSES`; splits a word of `SPLITS`, or missing in every row. In a catalogue, as a run writes
+            it, files that it calls unreadable are left out with a warning.
 
     Returns:
-        As `find_images`. A missing source is the first folder of the path, marked with the label; a missing group
-        is "". Numbers come out as the text of the whole number they are.
+        As `find_images`. A missing source is the first folder of the path, marked with the label, and so is a source
+        that both labels have; a missing group is "". Numbers come out as the text of the whole number they are.
 
     Raises:
         UserError: the file or a column is missing, a label or split is none, a path is empty, leads out of root, or
@@ -143,6 +157,8 @@ def read_manifest(root: Path, manifest: str) -> pd.DataFrame:
             raise UserError(
                 f"{file}: expected a column {column}, found {', '.join(table.columns)}. Add it to the file."
             )
+    if set(CATALOGUE) <= set(table.columns):
+        table = _readable(table, file)
     table = table.reindex(columns=COLUMNS, fill_value="")
     labels = pd.Series([CLASSES.get(_plain(text), -1) for text in table["label"]], table.index, dtype=int)
     for _, row in table[labels < 0].head(1).iterrows():
@@ -168,7 +184,7 @@ def read_manifest(root: Path, manifest: str) -> pd.DataFrame:
         parts = " and ".join(sorted(set(table.loc[table["path"] == path, "split"])))
         raise UserError(f"{file}: expected one split for {path!r}, found {parts}. Remove the wrong row.")
     default = [_marked(_first_folder(path), label) for path, label in zip(paths, table["label"], strict=True)]
-    table["source"] = table["source"].where(table["source"] != "", default)
+    table["source"] = _one_class_each(table["source"].where(table["source"] != "", default), table["label"])
     table = table.drop_duplicates("path").sort_values("path", ignore_index=True)
     _expect_both_classes(table, str(file), "Add rows of that class to the file.")
     return table
@@ -196,9 +212,21 @@ class _Place(NamedTuple):
     trail: tuple[str, ...]  # resolved folders from which links led here
 
 
-def _walk(root: Path) -> list[_Image]:
-    """Every image below root, hidden names skipped, each file once a label (where they differ the scan refuses)."""
+def _walk(root: Path) -> tuple[list[_Image], list[str]]:
+    """Every image below root, hidden names skipped, each file once a label (where they differ the scan refuses).
+
+    Also the paths of the files in labelled folders that are neither images nor what lies beside them.
+    """
     images: dict[tuple[int | None, str], _Image] = {}  # by label and resolved file
+    others: dict[str, str] = {}  # path by resolved file
+
+    def note(place: _Place, name: str, real: str) -> None:
+        file = _Image(place.folder, name, place.label)
+        if _is_image(name):
+            images.setdefault((place.label, real), file)
+        elif place.label is not None and _suffix(name) not in _COMPANIONS:
+            others.setdefault(real, file.path)
+
     seen: set[tuple[int | None, str]] = set()
     folders = [_Place((), os.path.realpath(root), None, ())]
     links: deque[tuple[_Place, str]] = deque()
@@ -207,8 +235,7 @@ def _walk(root: Path) -> list[_Image]:
             place, name = links.popleft()
             real = os.path.realpath(os.path.join(place.real, name))  # unlike Path.resolve, no error for a loop
             if not os.path.isdir(real):
-                if _is_image(name):
-                    images.setdefault((place.label, real), _Image(place.folder, name, place.label))
+                note(place, name, real)
             elif not _leads_up(real, place):
                 folders.append(_enter(place, name)._replace(real=real, trail=(*place.trail, place.real)))
             continue
@@ -223,11 +250,12 @@ def _walk(root: Path) -> list[_Image]:
                 links.append((place, entry.name))
             elif entry.is_dir():
                 folders.append(_enter(place, entry.name))
-            elif _is_image(entry.name):
-                real = os.path.join(place.real, entry.name)
-                images.setdefault((place.label, real), _Image(place.folder, entry.name, place.label))
+            else:
+                note(place, entry.name, os.path.join(place.real, entry.name))
     labelled = {real for label, real in images if label is not None}
-    return [image for (label, real), image in images.items() if label is not None or real not in labelled]
+    found = [image for (label, real), image in images.items() if label is not None or real not in labelled]
+    # Stores of files give them names without a suffix, and links to them names that have one.
+    return found, [path for real, path in others.items() if real not in labelled]
 
 
 def _enter(place: _Place, name: str) -> _Place:
@@ -251,7 +279,18 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 
 def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SUFFIXES
+    return _suffix(name) in SUFFIXES
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _suffixes(names: Iterable[str]) -> str:
+    """The commonest ends of file names and how many have each."""
+    counts = sorted(Counter(map(_suffix, names)).items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{count} {repr(suffix) if suffix else 'without a suffix'}" for suffix, count in counts[:5]]
+    return ", ".join([*shown, "..."] if len(counts) > 5 else shown)
 
 
 # -------------------------------------------------------------------------------------------------- reading folders
@@ -389,6 +428,18 @@ def _read_parquet(file: Path) -> pd.DataFrame:
     return table
 
 
+def _readable(table: pd.DataFrame, file: Path) -> pd.DataFrame:
+    """A catalogue, without the files that it calls unreadable and without the marks that a CSV of it has."""
+    unreadable = table["status"].eq("unreadable").fillna(False).astype(bool)
+    if unreadable.any():
+        first = table.loc[unreadable, "path"].iloc[0]
+        log.warning("left out: %d files that %s calls unreadable, the first is %r", unreadable.sum(), file, first)
+    if file.suffix.lower() == ".parquet":
+        return table[~unreadable]
+    texts = {column: table[column].str.removeprefix("'") for column in ("path", "source", "group", "split")}
+    return table.assign(**texts)[~unreadable]
+
+
 def _whole(value: object) -> object:
     """7 for 7.0: whole numbers beside missing ones are often stored as floating-point numbers."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -431,6 +482,15 @@ def _first_folder(path: str) -> str:
 def _marked(name: str, label: int) -> str:
     """A source says its class, so that one name in both classes is two sources."""
     return name if _STUDY_FOLDER.match(name) and int(name[0]) == label else f"{label}-{name}"
+
+
+def _one_class_each(source: pd.Series, label: pd.Series) -> pd.Series:
+    """Sources, marked where both labels have one: what is counted by source must not mix the classes."""
+    # Again where a mark made the name of another source.
+    while (both := label.groupby(source).transform("nunique") > 1).any():
+        marked = [_marked(name, of) for name, of in zip(source, label, strict=True)]
+        source = source.where(~both, marked)
+    return source
 
 
 def _expect_unicode(path: str) -> None:

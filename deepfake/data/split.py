@@ -222,9 +222,14 @@ def _why_missing(
         if len(sizes) < min(len(free), 10 * sources):
             found += f", in {len(sizes)} groups that are never parted, the largest of {sizes.max()} images"
             what, enough = "images of other groups", "ten groups or more"
-        if sources > 1:  # one image or group of a source is always trained on
+        if sources > 1:
             found += f", from {sources} sources that are each split by themselves"
             enough += " of one source"
+            if 10 <= len(sizes) <= sources:  # such as folders of videos: each goes to training as a whole
+                return found, (
+                    f"Make fewer {kind} sources: move their folders into one (as NAME/FOLDER/1.png below the class), "
+                    f"or name one for all in the column source of data.manifest."
+                )
     return found, f"Add {kind} {what} ({enough}), or raise that share in data.fractions."
 
 

@@ -271,6 +271,21 @@ def test_the_pattern_is_searched_in_the_file_name_alone() -> None:
     assert assign_groups(table, r"person\d").tolist() == ["", "", "person3"]
 
 
+FRAMES = ["fake/000_003/0001.png", "./=x/000_003/0002.png", "fake/001.png", "real/000/0001.png"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        (r"(\d+)_\d+/", ["000", "000", "", ""]),
+        (r"^.*/", ["fake/000_003/", "=x/000_003/", "fake/", "real/000/"]),
+        ("([^/]+)/[^/]*$", ["000_003", "000_003", "fake", "000"]),
+    ],
+)
+def test_a_pattern_with_a_slash_is_searched_in_the_path_below_root(pattern: str, names: list[str]) -> None:
+    assert assign_groups(named(*FRAMES), pattern).tolist() == names
+
+
 def test_a_group_that_took_no_part_in_the_match_names_nothing() -> None:
     assert assign_groups(named("a/x1.png", "a/y.png"), r"x(\d)|y").tolist() == ["1", ""]
 
@@ -286,18 +301,26 @@ def test_what_the_pattern_does_not_name_is_joined_with_its_near_duplicates() -> 
 
 
 @pytest.mark.parametrize("pattern", ["(", "*x", "a{99999999999999999999}", "(\n"])
-def test_a_faulty_pattern_is_refused_with_a_file_name(pattern: str) -> None:
+def test_a_faulty_pattern_is_refused_with_a_file(pattern: str) -> None:
     message = refusal(assign_groups, named("0-a/id7_01.png"), pattern)
     assert message.startswith(f"data.group={pattern!r}: expected a regular expression, found a fault in it: ")
-    assert message.endswith("Mend it; a file is named 'id7_01.png'.")
+    assert message.endswith("Mend it; the first file is '0-a/id7_01.png'.")
 
 
 @pytest.mark.parametrize("pattern", ["0-a", "x*", "z(.*)"])
-def test_a_pattern_that_names_nothing_is_refused_with_a_file_name(pattern: str) -> None:
+def test_a_pattern_that_names_nothing_is_refused_with_a_file(pattern: str) -> None:
     message = refusal(assign_groups, named("0-a/id7_01.png", "0-a/2.png"), pattern)
     assert message == (
         f"data.group={pattern!r}: expected a pattern that finds a name for a group in file names, found none in "
-        "all 2. Mend it; a file is named 'id7_01.png'."
+        "all 2. Mend it or, to search in the paths, put a / into it as in '([^/]+)/[^/]*$'; the first file is "
+        "'0-a/id7_01.png'."
+    )
+
+
+def test_a_pattern_with_a_slash_that_names_nothing_is_refused_with_a_path() -> None:
+    assert refusal(assign_groups, named("0-a/id7_01.png", "0-a/2.png"), r"id\d/") == (
+        "data.group='id\\\\d/': expected a pattern that finds a name for a group in paths, found none in all 2. "
+        "Mend it; the first file is '0-a/id7_01.png'."
     )
 
 

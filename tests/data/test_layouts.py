@@ -11,6 +11,9 @@ import pandas as pd
 import pytest
 
 from deepfake.console import log
+from deepfake.data.catalog import COLUMNS as CATALOGUE
+from deepfake.data.catalog import write_catalogue
+from deepfake.data.images import SUFFIXES
 from deepfake.data.layouts import CLASSES, COLUMNS, LAYOUTS, SPLITS, find_images, neutral_path, read_manifest
 from deepfake.errors import UserError
 
@@ -253,7 +256,7 @@ def test_numbered_folders_below_a_class_are_no_classes(tmp_path: Path) -> None:
 
 def test_what_is_hidden_or_no_image_is_not_looked_at(root: Path, warnings: Callable) -> None:
     before = find_images(root)
-    put(root, "0-a/.hidden.png", "0-a/.cache/1.png", ".git/real/1.png", "0-a/notes.txt", "MANIFEST.csv", "0-a/png")
+    put(root, "0-a/.hidden.png", "0-a/.cache/1.png", ".git/real/1.png", "0-a/notes.txt", "MANIFEST.csv", "png")
     pd.testing.assert_frame_equal(find_images(root), before)
     assert warnings() == []
 
@@ -263,6 +266,44 @@ def test_images_without_a_label_are_left_out_with_one_warning(root: Path, warnin
     put(root, "2-c/1.png", "figures/val/1.png", "figures/x/1.png", "zoo.png")
     pd.testing.assert_frame_equal(find_images(root), before)
     assert warnings() == ["left out: 4 images outside labelled folders, the first is '2-c/1.png'"]
+
+
+def test_files_with_other_ends_in_labelled_folders_are_told_in_one_warning(root: Path, warnings: Callable) -> None:
+    before = find_images(root)
+    put(
+        root,
+        "1-b/3.AVIF",
+        "1-b/x/4.avif",
+        "0-a/5.heic",
+        "0-a/6",
+        "0-a/.7.heic",
+        "8.heic",
+        "0-a/9.Json",
+        "0-a/10.html",
+    )
+    pd.testing.assert_frame_equal(find_images(root), before)
+    assert warnings() == [
+        f"left out: 4 files that do not end in {', '.join(SUFFIXES)} (2 '.avif', 1 without a suffix, 1 '.heic'), "
+        "the first is '0-a/5.heic'"
+    ]
+
+
+def test_of_many_ends_the_commonest_are_told(root: Path, warnings: Callable) -> None:
+    put(root, "0-a/x.mp4", "0-a/y.mp4", *(f"0-a/x.{number}" for number in range(9)))
+    find_images(root)
+    assert "(2 '.mp4', 1 '.0', 1 '.1', 1 '.2', 1 '.3', ...)" in warnings()[0]
+
+
+def test_other_ends_are_told_where_they_leave_a_class_empty(tmp_path: Path, warnings: Callable) -> None:
+    assert "none that is generated" in refusal(find_images, put(tmp_path, "0-a/1.png", "1-b/1.jxl"))
+    assert "(1 '.jxl'), the first is '1-b/1.jxl'" in warnings()[0]
+
+
+def test_the_file_behind_a_linked_image_is_not_told(root: Path, warnings: Callable) -> None:
+    put(root, "0-a/store/abc")
+    (root / "0-a/3.png").symlink_to("store/abc")
+    assert "0-a/3.png" in found(root)
+    assert warnings() == []
 
 
 # --------------------------------------------------------------------------------------------------------- links
@@ -503,6 +544,22 @@ def test_a_manifests_own_sources_and_groups_are_kept(manifest) -> None:
     assert table["group"].tolist() == ["007", "", "1.0"]
 
 
+def test_a_source_of_both_labels_becomes_two(manifest) -> None:
+    table = manifest("path,label,source\na,0,DFDC\nb,1,DFDC\nc,0,ffhq\nd,1,1-gan\ne,0,0-x\nf,1,0-x\n")
+    assert table["source"].tolist() == ["0-DFDC", "1-DFDC", "ffhq", "1-gan", "0-x", "1-0-x"]
+
+
+def test_a_mark_that_makes_a_source_of_the_other_label_is_told_apart_too(manifest) -> None:
+    table = manifest("path,label,source\na,0,x\nb,1,x\nc,1,0-x\n0-y/d,0,\ne,1,0-0-y\n")
+    assert table.set_index("path")["source"].to_dict() == {
+        "0-y/d": "0-y",
+        "a": "0-x",
+        "b": "1-x",
+        "c": "1-0-x",
+        "e": "0-0-y",
+    }
+
+
 def test_labels_may_be_words(manifest) -> None:
     table = manifest("path,label\na.png,Real\nb.png,FAKE\nc.png,0\nd.png,ai-generated\n")
     assert table["label"].tolist() == [0, 1, 0, 1]
@@ -577,6 +634,44 @@ def test_a_link_in_a_manifest_must_not_lead_out(root: Path, manifest, tmp_path_f
 def test_a_linked_file_in_a_manifest_must_not_lead_out(root: Path, manifest, tmp_path_factory) -> None:
     (root / "0-a/out.png").symlink_to(put(tmp_path_factory.mktemp("secret"), "1.png") / "1.png")
     assert "'0-a/out.png' leads out of" in refusal(manifest, "path,label\n0-a/out.png,0\n1-b/1.png,1\n")
+
+
+# ---------------------------------------------------------------------------------------- the manifest of a run
+
+
+@pytest.fixture
+def catalogue() -> pd.DataFrame:
+    """As a run writes it; the fourth file could not be read."""
+    table = pd.DataFrame(
+        {
+            "path": ["'1.png", "./=2.png", "0-a/3.png", "1-b/4.png", "1-b/5.png"],
+            "label": [0, 0, 0, 1, 1],
+            "source": ["0-a", "=real", "0-a", "1-b", "1-b"],
+            "group": ["-g", "'g", "", "", "@"],
+            "split": ["train", "val", "test", "", "train"],
+            "status": ["ok", "suspicious", "ok", "unreadable", "ok"],
+        }
+    )
+    numbers = dict.fromkeys(("width", "height", "bytes", "jpeg_quality", "jpeg_luma"), 0)
+    return table.assign(**numbers).reindex(columns=CATALOGUE, fill_value="")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_catalogue_is_read_without_what_is_unreadable(
+    root: Path, catalogue: pd.DataFrame, suffix: str, warnings: Callable
+) -> None:
+    write_catalogue(catalogue, root / "list.csv")
+    expected = catalogue.loc[[0, 1, 2, 4], COLUMNS].reset_index(drop=True)
+    pd.testing.assert_frame_equal(read_manifest(root, f"list{suffix}"), expected, check_dtype=False)
+    assert warnings() == [
+        f"left out: 1 files that {root / 'list'}{suffix} calls unreadable, the first is '1-b/4.png'"
+    ]
+
+
+def test_in_any_other_table_an_apostrophe_and_a_status_mean_nothing(manifest) -> None:
+    table = manifest("path,label,source,status\n'a.png,0,'s,unreadable\nb.png,1,t,ok\n")
+    assert table["path"].tolist() == ["'a.png", "b.png"]
+    assert table["source"].tolist() == ["'s", "t"]
 
 
 # ------------------------------------------------------------------------------------------------ manifest in Parquet

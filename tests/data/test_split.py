@@ -526,13 +526,37 @@ def test_a_class_in_too_few_groups_is_told_as_that() -> None:
 
 
 def test_a_class_of_many_small_sources_is_told_as_that() -> None:
-    table = two_classes(MANY, [(f"1-{n // 2}", f"video {n // 2}") for n in range(60)])
+    table = two_classes(MANY, [(f"1-{n // 4}", f"video {n // 2}") for n in range(60)])
     table["split"] = split(table)
     assert refusal(expect_both_classes, table) == (
         "the val part has no generated image: expected at least one, found 60 generated images in all 100, in 30 "
-        "groups that are never parted, the largest of 2 images, from 30 sources that are each split by themselves. "
+        "groups that are never parted, the largest of 2 images, from 15 sources that are each split by themselves. "
         "Add generated images of other groups (ten groups or more of one source), or raise that share in "
         "data.fractions."
+    )
+
+
+@pytest.mark.parametrize("group", ["video", ""])
+def test_a_class_of_one_group_a_source_is_told_as_that(group: str) -> None:
+    """Folders of videos, taken for folders of generators."""
+    table = two_classes(
+        MANY, [(f"1-{n}", group and f"{group} {n}") for n in range(30) for _ in range(2 if group else 1)]
+    )
+    table["split"] = split(table)
+    message = refusal(expect_both_classes, table)
+    assert message.startswith("the val part has no generated image: ")
+    assert message.endswith(
+        ", from 30 sources that are each split by themselves. Make fewer generated sources: move their folders into "
+        "one (as NAME/FOLDER/1.png below the class), or name one for all in the column source of data.manifest."
+    )
+
+
+def test_a_few_sources_of_one_group_are_too_few_groups() -> None:
+    table = two_classes(MANY, [(f"1-{n}", "") for n in range(9)])
+    table["split"] = split(table)
+    assert refusal(expect_both_classes, table).endswith(
+        "found 9 generated images in all 49, from 9 sources that are each split by themselves. "
+        "Add generated images (ten or more of one source), or raise that share in data.fractions."
     )
 
 
