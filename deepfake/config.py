@@ -148,6 +148,16 @@ class AuditConfig:
 
 
 @dataclass
+class PredictConfig:
+    run: str = MISSING
+    input: Any = MISSING  # a file, a folder, a CSV, or a list of files
+    output: str = "predictions.csv"
+    batch_size: int = 32
+    max_megapixels: float = 64.0
+    progress: bool = True
+
+
+@dataclass
 class RecapConfig:
     runs: Any = "outputs"
     output: str | None = None
@@ -195,6 +205,21 @@ def parse_audit(cfg: DictConfig) -> AuditConfig:
     _expect(
         typed.interpolation in ("bicubic", "bilinear"), f"interpolation={typed.interpolation}", "bicubic or bilinear"
     )
+    return typed
+
+
+def parse_predict(cfg: DictConfig) -> PredictConfig:
+    """Composed configuration of the prediction to typed settings; refuses what is unknown by name."""
+    typed = _typed(PredictConfig(), _plain(cfg))
+    assert isinstance(typed, PredictConfig)  # noqa: S101 - for the type checker
+    named = typed.input if isinstance(typed.input, list) else [typed.input]
+    _expect(
+        bool(named) and all(isinstance(file, str) and file for file in named),
+        f"input={typed.input}",
+        "an image, a folder, a CSV, or a list [A,B] of images",
+    )
+    _expect(typed.batch_size >= 1, f"batch_size={typed.batch_size}", "a whole number of at least 1")
+    _expect(_finite(typed.max_megapixels), f"max_megapixels={typed.max_megapixels}", "a finite number above 0")
     return typed
 
 

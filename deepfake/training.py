@@ -121,6 +121,7 @@ def _fit_and_judge(
     data, found = _data_module(cfg, found, detector)
     record.write_inputs(folder, cfg, found.table, found.root, audit)
     _announce(cfg, folder, found, audit, detector, data.preparation)
+    detector.record["preparation"] = asdict(data.preparation)
     trunk = _stored_trunk(cfg, detector)
     board = TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False)
     recorder = Recorder(folder, cfg.logger.image_grid)

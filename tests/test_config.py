@@ -138,6 +138,7 @@ def lines_to_explain() -> Iterator[tuple[str, str]]:
     yield from (("train.yaml", name) for name in defaults_of(config.TrainConfig))
     yield from (("recap.yaml", name) for name in defaults_of(config.RecapConfig))
     yield from (("audit.yaml", name) for name in defaults_of(config.AuditConfig))
+    yield from (("predict.yaml", name) for name in defaults_of(config.PredictConfig))
     for group, choice in CHOICES:
         # `name` is the choice itself, told in the file's first line.
         for key, value in yaml.safe_load((CONF / group / f"{choice}.yaml").read_text()).items():
@@ -169,7 +170,13 @@ def test_every_choice_says_in_its_first_line_what_it_is(file: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "schema"), [("train", TrainConfig), ("recap", RecapConfig), ("audit", config.AuditConfig)]
+    ("command", "schema"),
+    [
+        ("train", TrainConfig),
+        ("recap", RecapConfig),
+        ("audit", config.AuditConfig),
+        ("predict", config.PredictConfig),
+    ],
 )
 def test_help_describes_every_plain_value(command: str, schema: Any) -> None:
     text = compose(command, return_hydra_config=True).hydra.help.template

@@ -1,11 +1,11 @@
 """Batches of faces for Lightning: training images augmented, validation and test images clean."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import lightning as L
@@ -26,6 +26,13 @@ PARTS = ("train", "val", "test")
 _BLOCK = 1024  # images handed to the threads at a time, so that the list of those waiting stays short
 
 
+class Rows(Protocol):
+    """One row for each image of a part, in memory or not: an array, or what can be asked like one."""
+
+    def __getitem__(self, places: np.ndarray, /) -> np.ndarray:
+        """A copy of the rows at these places, int (n,): (n, ...)."""
+
+
 class Faces(Dataset):
     """One part of the manifest; an item is asked for by (view, index), so that it depends on nothing else."""
 
@@ -36,16 +43,14 @@ class Faces(Dataset):
         self.sha256 = rows["sha256"].tolist()
         self.labels = rows["label"].tolist()
         self.images, self.how, self.seed = images, how, seed
-        self.stored: np.ndarray | None = None  # one row an image, in place of its pixels
+        self.stored: Rows | None = None  # in place of the pixels
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[np.ndarray, int, int]:
-        """Pixels uint8 (size, size, 3), or the stored row where there are any; label, index."""
+        """Pixels uint8 (size, size, 3), label, index."""
         view, index = item
-        if self.stored is not None:
-            return np.array(self.stored[index]), self.labels[index], index
         # Training images alone are augmented, and cropped at random.
         random_crop = self.how is not None and self.images.preparation.mode == "crop"
         place = crop_place(self.seed, self.sha256[index], view) if random_crop else None
@@ -62,10 +67,17 @@ class Faces(Dataset):
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Yields (epoch, index) in an order that depends on (seed, epoch) alone; Lightning calls `set_epoch`."""
+    """Yields (view, index) in an order that depends on (seed, epoch) alone; Lightning calls `set_epoch`.
 
-    def __init__(self, length: int, seed: int, shuffle: bool) -> None:
-        self.length, self.seed, self.shuffle, self.epoch = length, seed, shuffle, 0
+    Args:
+        length: images.
+        seed: of the order.
+        shuffle: whether there is another order each epoch, or none.
+        views: how many there are of each image, shown one an epoch, in turn; None: another each epoch.
+    """
+
+    def __init__(self, length: int, seed: int, shuffle: bool, views: int | None = None) -> None:
+        self.length, self.seed, self.shuffle, self.views, self.epoch = length, seed, shuffle, views, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -77,13 +89,29 @@ class EpochSampler(Sampler[tuple[int, int]]):
         order = np.arange(self.length)
         if self.shuffle:
             order = random_for("order", self.seed, self.epoch).permutation(self.length)
-        return ((self.epoch, int(index)) for index in order)
+        view = view_of(self.epoch, self.views)
+        return ((view, int(index)) for index in order)
+
+
+def view_of(epoch: int, views: int | None) -> int:
+    """Number of the view of every training image that an epoch shows; see `EpochSampler`."""
+    return epoch if views is None else epoch % views
 
 
 class _Loader(DataLoader):
-    """A loader process hands an error over as text with its stack trace; a user is told the message alone."""
+    """Batches of images by as many processes as asked for; of rows that were provided, by none."""
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
+        # This runs when the first batch is asked for: by then the epoch's rows have been provided.
+        faces: Any = self.dataset
+        if faces.stored is not None:
+            labels = torch.tensor(faces.labels)
+            for items in self.batch_sampler:  # type: ignore[union-attr]
+                index = torch.tensor([index for _, index in items])
+                features = torch.from_numpy(faces.stored[index.numpy()])
+                yield {"features": features, "label": labels[index], "index": index}
+            return
+        # A process hands an error over as text with its stack trace; a user is told the message alone.
         try:
             yield from super().__iter__()
         except UserError as error:
@@ -105,9 +133,9 @@ class FaceDataModule(L.LightningDataModule):
         workers: loader processes.
         cache: folder of prepared images, None for none. Filled by `prepare`.
         max_megapixels: as the catalogue was scanned.
-        provided: rows will be provided in place of images, see `provide`.
         preparation: what is done to an image before it is augmented.
         cache_gb: limit of the cache, as `PreparedImages` has it; None for none.
+        views: how many views of a training image there are, as `EpochSampler` has it.
 
     Raises:
         UserError: faces are to be found and the extra `face` is not installed.
@@ -124,13 +152,13 @@ class FaceDataModule(L.LightningDataModule):
         workers: int = 0,
         cache: Path | None = None,
         max_megapixels: float = 64.0,
-        provided: bool = False,
         preparation: Preparation = Preparation(),  # noqa: B008 - immutable
         cache_gb: float | None = None,
+        views: int | None = None,
     ) -> None:
         super().__init__()
         self.manifest, self.root, self.spec, self.how = manifest, root, spec, how
-        self.seed, self.batch_size, self.workers, self.provided = seed, batch_size, workers, provided
+        self.seed, self.batch_size, self.workers, self.views = seed, batch_size, workers, views
         self.preparation = preparation
         self.images = PreparedImages(spec, cache, max_megapixels, preparation, cache_gb)
         self._fed: dict[str, Faces] = {}  # the datasets behind the loaders that Lightning holds
@@ -206,19 +234,20 @@ class FaceDataModule(L.LightningDataModule):
 
     def _loader(self, part: str) -> DataLoader:
         dataset = self._fed[part] = self.dataset(part)
-        return self._batches(dataset, EpochSampler(len(dataset), self.seed, shuffle=part == "train"))
+        return self._batches(dataset, EpochSampler(len(dataset), self.seed, part == "train", self.views))
 
-    def _batches(self, dataset: Faces, sampler: EpochSampler) -> DataLoader:
-        # Rows that the command provides later are not seen by other processes, and need none to be fast.
-        workers = 0 if self.provided else self.workers
+    def _batches(self, dataset: Faces, sampler: EpochSampler | Sequence[tuple[int, int]]) -> DataLoader:
         return _Loader(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,
-            num_workers=workers,
-            persistent_workers=workers > 0,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
             collate_fn=collate,
             worker_init_fn=_one_thread,
+            # Of its own: a loader takes a number from it each epoch, and from PyTorch's own it would take dropout's,
+            # so that a run would depend on whether its images are loaded or its rows provided.
+            generator=torch.Generator(),
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -240,24 +269,26 @@ class FaceDataModule(L.LightningDataModule):
             return prepared
         return [*prepared, asdict(self.how), self.seed, view]
 
-    def image_batches(self, part: str, view: int) -> DataLoader:
-        """All images of a part in the order of its rows, as they are in one view."""
-        dataset = self.dataset(part)
-        sampler = EpochSampler(len(dataset), self.seed, shuffle=False)
-        sampler.set_epoch(view)
-        return self._batches(dataset, sampler)
+    def view(self, epoch: int) -> int:
+        """Number of the view that an epoch shows of every training image."""
+        return view_of(epoch, self.views)
 
-    def provide(self, part: str, rows: np.ndarray | None) -> None:
-        """From now on a batch of that part holds `features`, these rows, in place of `image`; None: as before."""
+    def image_batches(self, part: str, view: int, places: Sequence[int]) -> DataLoader:
+        """The images at these places of a part's rows, in that order, as they are in one view."""
+        return self._batches(self.dataset(part), [(view, place) for place in places])
+
+    def provide(self, part: str, rows: Rows | None) -> None:
+        """From its next epoch on a batch of that part holds `features`, of these rows, in place of `image`; None: as
+        before.
+        """
         self._fed[part].stored = rows
 
 
 def collate(items: list[tuple[np.ndarray, int, int]]) -> dict[str, Tensor]:
-    """Images uint8 (N, 3, H, W) laid out channels last, or features as they are; label and index int64 (N,)."""
-    arrays, labels, indices = zip(*items, strict=True)
-    stacked = torch.from_numpy(np.stack(arrays))
-    inputs = {"image": stacked.permute(0, 3, 1, 2)} if stacked.dtype == torch.uint8 else {"features": stacked}
-    return {**inputs, "label": torch.tensor(labels), "index": torch.tensor(indices)}
+    """Images uint8 (N, 3, H, W) laid out channels last; label and index int64 (N,)."""
+    images, labels, indices = zip(*items, strict=True)
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    return {"image": pixels, "label": torch.tensor(labels), "index": torch.tensor(indices)}
 
 
 def normalise(images: Tensor, spec: InputSpec) -> Tensor:

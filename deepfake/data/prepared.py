@@ -102,12 +102,12 @@ class PreparedImages:
         self.name = _name(spec, preparation)
         self.folder = cache / f"images-{self.name}" if cache is not None and max_gb != 0 else None
 
-    def read(self, path: Path, sha256: str, place: tuple[float, float] | None = None) -> np.ndarray:
+    def read(self, path: Path, sha256: str | None, place: tuple[float, float] | None = None) -> np.ndarray:
         """Pixels, uint8 (size, size, 3).
 
         Args:
             path: the original.
-            sha256: of its content, as catalogued.
+            sha256: of its content, as catalogued; None takes the content as it is, and no cache.
             place: where a crop lies in the room the image leaves it, shares (down, right) in [0, 1); None: the
                 middle. Without effect where nothing is cropped.
 
@@ -117,7 +117,7 @@ class PreparedImages:
         """
         return _crop(self._whole(path, sha256), self.spec.size, place)
 
-    def prepare(self, path: Path, sha256: str) -> np.ndarray:
+    def prepare(self, path: Path, sha256: str | None) -> np.ndarray:
         """What is stored of an image, from the original: uint8 (height, width, 3).
 
         That is the network's square, or with `crop` the whole image, of which every view shows another part.
@@ -126,7 +126,7 @@ class PreparedImages:
             As `read`.
         """
         pixels, file = read_image(path, self.max_megapixels)
-        if file.sha256 != sha256:
+        if sha256 is not None and file.sha256 != sha256:
             raise UnreadableImage("has changed since it was catalogued")
         if self.preparation.equalise is not None:
             pixels = _equalised(pixels, self.preparation.equalise)
@@ -216,8 +216,8 @@ class PreparedImages:
     def _file(self, sha256: str) -> str:
         return f"{self.folder}/{sha256[:2]}/{sha256}.npy"  # a Path would take longer to make than the file to find
 
-    def _whole(self, path: Path, sha256: str) -> np.ndarray:
-        if self.folder is None:
+    def _whole(self, path: Path, sha256: str | None) -> np.ndarray:
+        if self.folder is None or sha256 is None:
             return self.prepare(path, sha256)
         try:
             return self._stored(sha256)

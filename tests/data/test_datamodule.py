@@ -96,6 +96,12 @@ def test_batches_do_not_depend_on_the_number_of_workers(
         assert_equal(epoch(loader, number), epoch(alone, number))
 
 
+def test_loading_takes_no_random_number_of_the_network(module) -> None:
+    before = torch.get_rng_state()
+    epoch(module().train_dataloader(), 0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_an_epoch_can_be_repeated_without_those_before_it(module) -> None:
     loader = module().train_dataloader()
     epoch(loader, 0)
@@ -151,6 +157,29 @@ def test_training_is_shuffled_anew_every_epoch_and_the_rest_is_not() -> None:
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(30))
     assert list(EpochSampler(4, seed=0, shuffle=False)) == [(0, 0), (0, 1), (0, 2), (0, 3)]
     assert len(sampler) == 30
+
+
+def test_views_come_in_turn_in_an_order_of_their_own() -> None:
+    sampler = EpochSampler(30, seed=0, shuffle=True, views=2)
+    orders = []
+    for number in range(4):
+        sampler.set_epoch(number)
+        items = list(sampler)
+        assert {view for view, _ in items} == {number % 2}
+        orders.append([index for _, index in items])
+    assert len({tuple(order) for order in orders}) == 4
+
+
+@pytest.mark.parametrize("how", [STUDY, Augmentation()], ids=["study", "crop alone"])
+def test_views_in_turn_are_the_first_ones(module, how: Augmentation) -> None:
+    preparation = CROP if how == Augmentation() else Preparation()
+    loader = module(how=how, preparation=preparation, views=2).train_dataloader()
+    all_views = module(how=how, preparation=preparation)
+    for number in (1, 2, 3):
+        turn, first = images(epoch(loader, number)), images(epoch(all_views.train_dataloader(), number % 2))
+        assert all(np.array_equal(turn[index], pixels) for index, pixels in first.items())
+        assert module(views=2).view(number) == number % 2
+        assert module().view(number) == number
 
 
 def test_order_comes_from_seed_and_epoch_alone() -> None:
@@ -279,11 +308,12 @@ def test_normalisation_equals_torchvisions() -> None:
 # ----------------------------------------------------------------------------- rows provided in place of images
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("part", ["train", "val"])
-def test_a_view_of_all_images_comes_in_the_order_of_the_rows(module, part: str) -> None:
-    data = module(provided=True, workers=2)  # workers are for images alone
-    batches = list(data.image_batches(part, 2))
-    assert torch.cat([b["index"] for b in batches]).tolist() == list(range(len(data.rows(part))))
+def test_chosen_images_come_in_their_order_as_of_one_view(module, part: str, workers: int) -> None:
+    places = [0, 3, 4, 8, 9, 10, 11]
+    batches = list(module(workers=workers).image_batches(part, 2, places))
+    assert [b["index"].tolist() for b in batches] == [places[:BATCH], places[BATCH:]]
     expected = images(epoch(getattr(module(), f"{part}_dataloader")(), 2))
     assert all(np.array_equal(pixels, expected[index]) for index, pixels in images(batches).items())
 
@@ -313,11 +343,12 @@ def test_views_that_are_the_same_have_one_key(module) -> None:
 
 
 def test_provided_rows_come_in_place_of_the_images_until_they_are_taken_back(module) -> None:
-    data = module(provided=True)
+    data = module(workers=2)  # for images alone: rows are handed out by this process
     loader, plain = data.train_dataloader(), epoch(module().train_dataloader(), 0)
     rows = np.random.default_rng(0).normal(size=(len(data.rows("train")), 7)).astype(np.float32)
     data.provide("train", rows)
     batches = epoch(loader, 0)
+    assert loader._iterator is None, "no process was started"
     for batch, other in zip(batches, plain, strict=True):
         assert batch.keys() == {"features", "label", "index"}
         assert torch.equal(batch["index"], other["index"])
