@@ -373,7 +373,7 @@ def read_catalogue(file: Path) -> pd.DataFrame:
     """
     try:
         if file.suffix == ".parquet":
-            return pd.read_parquet(file)[COLUMNS].astype(_TYPES)
+            return pd.read_parquet(file, partitioning=None)[COLUMNS].astype(_TYPES)
         table = pd.read_csv(file, dtype=_TYPES, usecols=COLUMNS, keep_default_na=False, float_precision="round_trip")[
             COLUMNS
         ]

@@ -417,6 +417,7 @@ def _read_parquet(file: Path) -> pd.DataFrame:
         table = pd.read_parquet(
             file,
             engine="pyarrow",
+            partitioning=None,  # a folder named a=b above it is no column
             dtype_backend="numpy_nullable",
             to_pandas_kwargs={"ignore_metadata": True},
         )
