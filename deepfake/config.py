@@ -212,12 +212,7 @@ def parse_predict(cfg: DictConfig) -> PredictConfig:
     """Composed configuration of the prediction to typed settings; refuses what is unknown by name."""
     typed = _typed(PredictConfig(), _plain(cfg))
     assert isinstance(typed, PredictConfig)  # noqa: S101 - for the type checker
-    named = typed.input if isinstance(typed.input, list) else [typed.input]
-    _expect(
-        bool(named) and all(isinstance(file, str) and file for file in named),
-        f"input={typed.input}",
-        "an image, a folder, a CSV, or a list [A,B] of images",
-    )
+    _expect_paths("input", typed.input, "an image, a folder, a CSV, or a list [A,B] of images")
     _expect(typed.batch_size >= 1, f"batch_size={typed.batch_size}", "a whole number of at least 1")
     _expect(_finite(typed.max_megapixels), f"max_megapixels={typed.max_megapixels}", "a finite number above 0")
     return typed
@@ -227,12 +222,7 @@ def parse_recap(cfg: DictConfig) -> RecapConfig:
     """Composed configuration of the comparison to typed settings; refuses what is unknown by name."""
     typed = _typed(RecapConfig(), _plain(cfg))
     assert isinstance(typed, RecapConfig)  # noqa: S101 - for the type checker
-    runs = typed.runs if isinstance(typed.runs, list) else [typed.runs]
-    _expect(
-        bool(runs) and all(isinstance(run, str) and run for run in runs),
-        f"runs={typed.runs}",
-        "a folder, or a list [A,B] of folders",
-    )
+    _expect_paths("runs", typed.runs, "a folder, or a list [A,B] of folders")
     return typed
 
 
@@ -431,6 +421,11 @@ def _check_data(d: DataConfig) -> None:
     # Absolute, so that the same command from another folder is the same run.
     if d.root is not None:
         d.root = _absolute(d.root)
+
+
+def _expect_paths(name: str, given: Any, expected: str) -> None:
+    paths = given if isinstance(given, list) else [given]
+    _expect(bool(paths) and all(isinstance(path, str) and path for path in paths), f"{name}={given}", expected)
 
 
 def _finite(value: float) -> bool:

@@ -54,7 +54,8 @@ def train(cfg: TrainConfig) -> float:
             found = catalogue(cfg.data, cfg.trainer.progress)
             say_left_out(found.table)
             expect_trainable(found, cfg.data.hold_out)
-            audit = look_for_shortcuts(cfg, found)
+            how = preparation(cfg.data, found.table)
+            audit = look_for_shortcuts(cfg, found, how)
             if runs.is_complete(folder) and not cfg.force:
                 change = record.what_changed(folder, found.table)
                 if not change:
@@ -66,7 +67,7 @@ def train(cfg: TrainConfig) -> float:
         runs.begin(folder)
         with logging_to_file(folder / "train.log", said):
             try:
-                value = _fit_and_judge(cfg, folder, found, audit, detector, began)
+                value = _fit_and_judge(cfg, folder, found, how, audit, detector, began)
             except BaseException as error:
                 runs.finish(folder, "failed", str(error) or type(error).__name__)
                 if not isinstance(error, UserError | KeyboardInterrupt):
@@ -76,7 +77,7 @@ def train(cfg: TrainConfig) -> float:
         return value
 
 
-def look_for_shortcuts(cfg: TrainConfig, found: Catalogue) -> dict[str, Any] | None:
+def look_for_shortcuts(cfg: TrainConfig, found: Catalogue, how: Preparation) -> dict[str, Any] | None:
     """The audit that costs no decoding; None where it was not asked for.
 
     Raises:
@@ -84,7 +85,7 @@ def look_for_shortcuts(cfg: TrainConfig, found: Catalogue) -> dict[str, Any] | N
     """
     if cfg.audit == "off":
         return None
-    audit = report(found.table, preparation(cfg.data, found.table).equalise, held_out=cfg.data.hold_out)
+    audit = report(found.table, how.equalise, held_out=cfg.data.hold_out)
     serious = _serious(audit)
     if serious and cfg.audit == "strict":
         raise UserError(
@@ -114,14 +115,15 @@ def _fit_and_judge(
     cfg: TrainConfig,
     folder: Path,
     found: Catalogue,
+    how: Preparation,
     audit: dict[str, Any] | None,
     detector: Detector,
     began: float,
 ) -> float:
-    data, found = _data_module(cfg, found, detector)
+    data, found = _data_module(cfg, found, how, detector)
     record.write_inputs(folder, cfg, found.table, found.root, audit)
-    _announce(cfg, folder, found, audit, detector, data.preparation)
-    detector.record["preparation"] = asdict(data.preparation)
+    _announce(cfg, folder, found, audit, detector, how)
+    detector.record["preparation"] = asdict(how)
     trunk = _stored_trunk(cfg, detector)
     board = TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False)
     recorder = Recorder(folder, cfg.logger.image_grid)
@@ -135,7 +137,7 @@ def _fit_and_judge(
     summary = record.summary(cfg, folder, detector.backbone, detector.freezing, history, best_epoch) | {
         "monitor": detector.monitor,
         "best_value": float(best.best_model_score),  # type: ignore[arg-type]
-        "preparation": asdict(data.preparation) | {"size": data.spec.size},
+        "preparation": asdict(how) | {"size": data.spec.size},
         "seconds": round(time.monotonic() - began, 1),
         **verdicts,
     }
@@ -190,7 +192,9 @@ def _announce(
         )  # fmt: skip
 
 
-def _data_module(cfg: TrainConfig, found: Catalogue, detector: Detector) -> tuple[FaceDataModule, Catalogue]:
+def _data_module(
+    cfg: TrainConfig, found: Catalogue, how: Preparation, detector: Detector
+) -> tuple[FaceDataModule, Catalogue]:
     """The loaders, every image prepared; and the catalogue, with what could not be prepared left out.
 
     Raises:
@@ -206,7 +210,7 @@ def _data_module(cfg: TrainConfig, found: Catalogue, detector: Detector) -> tupl
         workers=cfg.data.workers,
         cache=cache_folder(cfg.data),
         max_megapixels=cfg.data.max_megapixels,
-        preparation=preparation(cfg.data, found.table),
+        preparation=how,
         cache_gb=cfg.data.cache.max_gb,
         views=None if cfg.views == "all" else cfg.views,
     )

@@ -608,13 +608,19 @@ def test_a_given_split_without_validation_says_where_it_was_cut_out(faces: Path,
     assert set(manifest.loc[manifest["split"] == "val", "path"].str.split("/").str[0]) == {"train"}
 
 
-def test_strict_audit_refuses_a_shortcut_before_a_folder_is_made(tmp_path: Path) -> None:
+def sizes_tell(root: Path) -> None:
+    """Fakes are smaller than reals."""
     random = np.random.default_rng(0)
     for name, side in (("real", 48), ("fake", 40)):
-        (tmp_path / "faces" / name).mkdir(parents=True)
-        for number in range(60):
-            pixels = random.integers(0, 256, (side, side, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "faces" / name / f"{number}.png")
+        (root / name).mkdir(parents=True)
+        for number in range(70):
+            Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(
+                root / name / f"{number}.png"
+            )
+
+
+def test_strict_audit_refuses_a_shortcut_before_a_folder_is_made(tmp_path: Path) -> None:
+    sizes_tell(tmp_path / "faces")
     cfg = settings(*TINY, f"data.root={tmp_path / 'faces'}", f"output_dir={tmp_path / 'outputs'}", "audit=strict")
     with pytest.raises(UserError, match="audit=strict refuses this data: image size alone tells real from fake"):
         run(cfg)
@@ -637,12 +643,7 @@ def test_a_complete_run_is_trained_again_when_its_images_have_changed(faces: Pat
 
 
 def test_strict_audit_refuses_what_an_earlier_run_let_pass(tmp_path: Path) -> None:
-    random = np.random.default_rng(0)
-    for name, side in (("real", 48), ("fake", 40)):
-        (tmp_path / "faces" / name).mkdir(parents=True)
-        for number in range(70):
-            pixels = random.integers(0, 256, (side, side, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "faces" / name / f"{number}.png")
+    sizes_tell(tmp_path / "faces")
     train(tmp_path / "faces", tmp_path / "outputs", "epochs=1", "logger=none")
     with pytest.raises(UserError, match="audit=strict refuses"):
         train(tmp_path / "faces", tmp_path / "outputs", "epochs=1", "logger=none", "audit=strict")

@@ -221,7 +221,8 @@ def near_duplicates(readable: pd.DataFrame) -> pd.DataFrame:
     across = pairs["label_a"] != pairs["label_b"]
     pairs["kind"] = np.select([across, pairs["crossing"]], _KINDS[:2], _KINDS[2])
     order = pairs["kind"].map(_KINDS.index)
-    return pairs.assign(order=order).sort_values(["order", "distance", "path_a", "path_b"], ignore_index=True)
+    ordered = pairs.assign(order=order).sort_values(["order", "distance", "path_a", "path_b"], ignore_index=True)
+    return ordered.drop(columns="order")
 
 
 def _pair(row: Any) -> dict[str, Any]:
