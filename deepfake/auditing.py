@@ -1,6 +1,7 @@
 """One audit from settings to a page: catalogue, spectra, findings, verdict."""
 
 import hashlib
+import logging
 import shlex
 import sys
 import time
@@ -46,9 +47,8 @@ def audit(cfg: AuditConfig) -> int:
         spectrum = None
         if cfg.spectrum:
             spectrum, found = _spectrum(cfg, found, how)
-        findings = report(
-            found.table, how.equalise, spectrum, cfg.data.hold_out, [record.getMessage() for record in said]
-        )
+        warnings = [record.getMessage() for record in said if record.levelno >= logging.WARNING]
+        findings = report(found.table, how.equalise, spectrum, cfg.data.hold_out, warnings)
         content = {
             "root": str(found.root.absolute()),
             **findings,
