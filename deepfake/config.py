@@ -92,6 +92,18 @@ class AugmentConfig:
     translation: float = 0.1  # share of the side, to either side
     flip: float = 0.5  # probability
     brightness: float = 0.2  # factor within 1 +- this
+    blur: float = 0.0  # probability; its standard deviation from min to max, in pixels
+    blur_min: float = 0.0
+    blur_max: float = 3.0
+    shrink: float = 0.0  # probability; the factor of the sides from min to max
+    shrink_min: float = 0.5
+    shrink_max: float = 1.0
+    noise: float = 0.0  # probability; its standard deviation from min to max, where black is 0 and white is 1
+    noise_min: float = 0.0
+    noise_max: float = 0.1
+    jpeg: float = 0.0  # probability; quality from min to max
+    jpeg_min: int = 30
+    jpeg_max: int = 100
 
 
 @dataclass
@@ -103,6 +115,13 @@ class TrainerConfig:
     deterministic: bool = True
     max_batches: int | None = None
     progress: bool = True
+
+
+@dataclass
+class TrunkConfig:
+    engine: str = "auto"  # auto | eager | compile | onnxruntime | openvino
+    precision: str = "auto"  # auto | float32 | bfloat16
+    keep: list[int] = field(default_factory=list)  # values of `unfreeze` whose trunk output is stored too
 
 
 @dataclass
@@ -120,10 +139,11 @@ class TrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    trunk: TrunkConfig = field(default_factory=TrunkConfig)
     unfreeze: Any = 0  # 0, 1, 2, ... or "all"
     seed: int = 0
     epochs: int = 20
-    views: Any = "all"  # augmented views of a training image: "all" (one an epoch) or 1, 2, ...
+    views: Any = "auto"  # augmented views of a training image: "auto", "all" (one an epoch) or 1, 2, ...
     batch_size: int = 32
     accumulate: int = 4  # batches a step
     lr: float = 1e-4
@@ -151,10 +171,54 @@ class AuditConfig:
 class PredictConfig:
     run: str = MISSING
     input: Any = MISSING  # a file, a folder, a CSV, or a list of files
-    output: str = "predictions.csv"
+    output: str = "predictions.csv"  # .csv or .jsonl
+    threshold: str = "half"  # half | eer | balanced_accuracy | fpr_1 | fpr_5
+    tta: str = "none"  # none | flip | crops
+    sheet: int = 6  # images in the picture; 0 = no picture
+    engine: str = "auto"  # auto | eager | compile | onnxruntime | openvino
+    device: str = "auto"  # auto | cpu | cuda
     batch_size: int = 32
     max_megapixels: float = 64.0
     progress: bool = True
+
+
+@dataclass
+class EvaluateConfig:
+    data: DataConfig = field(default_factory=DataConfig)
+    run: Any = MISSING  # a run folder, or a list of them
+    ensemble: str | None = None  # mean | logit_mean | stacked
+    tta: str = "none"  # none | flip | crops
+    threshold: str = "half"  # half | eer | balanced_accuracy | fpr_1 | fpr_5
+    pairs: dict[str, str] | None = None  # fake source: its real source
+    baselines: bool = True
+    mistakes: int = 12  # pictures
+    output: str | None = None
+    output_dir: str = "outputs"
+    engine: str = "auto"  # auto | eager | compile | onnxruntime | openvino
+    batch_size: int = 32
+    progress: bool = True
+
+
+@dataclass
+class RobustnessConfig:
+    data: DataConfig = field(default_factory=DataConfig)
+    run: str = MISSING
+    perturbations: list[str] | None = None  # kinds; None = all
+    limit: int | None = None  # images
+    threshold: str = "half"  # half | eer | balanced_accuracy | fpr_1 | fpr_5
+    tta: str = "none"  # none | flip | crops
+    output: str | None = None
+    output_dir: str = "outputs"
+    engine: str = "auto"  # auto | eager | compile | onnxruntime | openvino
+    batch_size: int = 32
+    progress: bool = True
+
+
+@dataclass
+class GeneraliseConfig(TrainConfig):
+    protocol: str = "both"  # leave_one_out | train_one | both
+    threshold: str = "balanced_accuracy"  # half | eer | balanced_accuracy | fpr_1 | fpr_5
+    pairs: dict[str, str] | None = None  # fake source: its real source
 
 
 @dataclass
@@ -170,7 +234,15 @@ SCHEDULERS: dict[str, type[SchedulerConfig]] = {
     "cosine": CosineConfig,
 }
 WEIGHTS = ("pretrained", "package", "none")  # anything else is a file
+ENGINES = ("auto", "eager", "compile", "onnxruntime", "openvino")
+PRECISIONS = ("auto", "float32", "bfloat16")
 PREPROCESS = ("resize", "crop", "face")
+TTA = ("none", "flip", "crops")
+DEVICES = ("auto", "cpu", "cuda")
+COMBINE = ("mean", "logit_mean", "stacked")
+THRESHOLDS = ("half", "eer", "balanced_accuracy", "fpr_1", "fpr_5")
+PERTURBATIONS = ("jpeg", "blur", "resize", "noise", "rotation", "flip", "crop")
+PROTOCOLS = ("leave_one_out", "train_one", "both")
 DATA: dict[str, type[DataConfig]] = {"synthetic": SyntheticConfig, "folder": DataConfig}
 
 
@@ -180,10 +252,16 @@ def parse_train(cfg: DictConfig) -> TrainConfig:
     Raises:
         UserError: an unknown, missing, ill-typed or contradictory setting, named.
     """
-    settings = _plain(cfg)
-    schema = TrainConfig(scheduler=_choose(SCHEDULERS, "scheduler", settings)(), data=_data_schema(settings))
-    typed = _typed(schema, settings)
+    typed = _training(TrainConfig, cfg)
     assert isinstance(typed, TrainConfig)  # noqa: S101 - for the type checker
+    return typed
+
+
+def _training(kind: type[TrainConfig], cfg: DictConfig) -> TrainConfig:
+    settings = _plain(cfg)
+    schema = kind(scheduler=_choose(SCHEDULERS, "scheduler", settings)(), data=_data_schema(settings))
+    typed = _typed(schema, settings)
+    assert isinstance(typed, kind)  # noqa: S101 - for the type checker
     _check(typed)
     _check_data(typed.data)
     if typed.model.weights not in WEIGHTS:
@@ -212,10 +290,98 @@ def parse_predict(cfg: DictConfig) -> PredictConfig:
     """Composed configuration of the prediction to typed settings; refuses what is unknown by name."""
     typed = _typed(PredictConfig(), _plain(cfg))
     assert isinstance(typed, PredictConfig)  # noqa: S101 - for the type checker
+    _expect(typed.engine in ENGINES, f"engine={typed.engine}", f"one of {', '.join(ENGINES)}")
     _expect_paths("input", typed.input, "an image, a folder, a CSV, or a list [A,B] of images")
+    _expect(
+        Path(typed.output).suffix in (".csv", ".jsonl"),
+        f"output={typed.output}",
+        "a file name that ends in .csv, or in .jsonl for JSON Lines",
+    )
+    _expect(typed.threshold in THRESHOLDS, f"threshold={typed.threshold}", f"one of {', '.join(THRESHOLDS)}")
+    _expect(typed.tta in TTA, f"tta={typed.tta}", f"one of {', '.join(TTA)}")
+    _expect(typed.device in DEVICES, f"device={typed.device}", f"one of {', '.join(DEVICES)}")
+    _expect(typed.sheet >= 0, f"sheet={typed.sheet}", "0 or more images")
     _expect(typed.batch_size >= 1, f"batch_size={typed.batch_size}", "a whole number of at least 1")
     _expect(_finite(typed.max_megapixels), f"max_megapixels={typed.max_megapixels}", "a finite number above 0")
     return typed
+
+
+def parse_evaluate(cfg: DictConfig) -> EvaluateConfig:
+    """Composed configuration of the evaluation to typed settings; refuses what is unknown by name."""
+    settings = _plain(cfg)
+    typed = _typed(EvaluateConfig(data=_data_schema(settings)), settings)
+    assert isinstance(typed, EvaluateConfig)  # noqa: S101 - for the type checker
+    _expect_paths("run", typed.run, "the folder of a run, or a list [A,B] of them")
+    runs = typed.run if isinstance(typed.run, list) else [typed.run]
+    _expect(len(set(runs)) == len(runs), f"run={typed.run}", "each run once")
+    _expect(typed.ensemble in (None, *COMBINE), f"ensemble={typed.ensemble}", f"one of {', '.join(COMBINE)}, or null")
+    _expect(
+        typed.ensemble is None or len(runs) > 1,
+        f"ensemble={typed.ensemble} with run={typed.run}",
+        "a list run=[A,B] of at least two runs",
+    )
+    _expect(typed.tta in TTA, f"tta={typed.tta}", f"one of {', '.join(TTA)}")
+    _expect(typed.threshold in THRESHOLDS, f"threshold={typed.threshold}", f"one of {', '.join(THRESHOLDS)}")
+    _expect(typed.engine in ENGINES, f"engine={typed.engine}", f"one of {', '.join(ENGINES)}")
+    _expect(typed.batch_size >= 1, f"batch_size={typed.batch_size}", "a whole number of at least 1")
+    _expect(typed.mistakes >= 0, f"mistakes={typed.mistakes}", "0 or more pictures")
+    _check_evaluated(typed.data)
+    return typed
+
+
+def parse_robustness(cfg: DictConfig) -> RobustnessConfig:
+    """Composed configuration of the robustness test to typed settings; refuses what is unknown by name."""
+    settings = _plain(cfg)
+    if isinstance(settings.get("perturbations"), str):
+        settings["perturbations"] = [settings["perturbations"]]  # one kind needs no brackets
+    typed = _typed(RobustnessConfig(data=_data_schema(settings)), settings)
+    assert isinstance(typed, RobustnessConfig)  # noqa: S101 - for the type checker
+    _expect_paths("run", typed.run, "the folder of a run")
+    kinds = typed.perturbations
+    _expect(
+        kinds is None or (bool(kinds) and set(kinds) <= set(PERTURBATIONS)),
+        f"perturbations={kinds}",
+        f"some of {', '.join(PERTURBATIONS)}, or null for all",
+    )
+    _expect(typed.limit is None or typed.limit >= 1, f"limit={typed.limit}", "a number of images, or null for all")
+    _expect(typed.threshold in THRESHOLDS, f"threshold={typed.threshold}", f"one of {', '.join(THRESHOLDS)}")
+    _expect(typed.tta in TTA, f"tta={typed.tta}", f"one of {', '.join(TTA)}")
+    _expect(typed.engine in ENGINES, f"engine={typed.engine}", f"one of {', '.join(ENGINES)}")
+    _expect(typed.batch_size >= 1, f"batch_size={typed.batch_size}", "a whole number of at least 1")
+    _check_evaluated(typed.data)
+    return typed
+
+
+def parse_generalise(cfg: DictConfig) -> GeneraliseConfig:
+    """Composed configuration of the generalisation test to typed settings, checked as those of a training."""
+    typed = _training(GeneraliseConfig, cfg)
+    assert isinstance(typed, GeneraliseConfig)  # noqa: S101 - for the type checker
+    _expect(typed.protocol in PROTOCOLS, f"protocol={typed.protocol}", f"one of {', '.join(PROTOCOLS)}")
+    _expect(typed.threshold in THRESHOLDS, f"threshold={typed.threshold}", f"one of {', '.join(THRESHOLDS)}")
+    _expect(
+        not typed.data.hold_out,
+        f"data.hold_out={typed.data.hold_out}",
+        "to leave it out: each generator is held out in its turn",
+    )
+    return typed
+
+
+def _check_evaluated(d: DataConfig) -> None:
+    """Settings of the data to judge: what a run decided, or what there is no data for, is no setting here."""
+    own = not isinstance(d, SyntheticConfig) and d.root is None
+    decided = ("preprocess", "face_margin", "equalise", "group", "hold_out", "fractions", "split_seed", "workers")
+    default = DataConfig()
+    for name in (*decided, *(("manifest", "limit", "max_megapixels") if own else ())):
+        given = getattr(d, name)
+        _expect(
+            given == getattr(default, name),
+            f"data.{name}={given}",
+            "data.root=FOLDER beside it, for without it the run's own test part is judged as it is"
+            if name not in decided
+            else "to leave it out: images are prepared as the run prepared its own, and are never split",
+        )
+    if not own:
+        _check_data(d)
 
 
 def parse_recap(cfg: DictConfig) -> RecapConfig:
@@ -300,7 +466,9 @@ def _unknown_keys(schema: Any, settings: Any, prefix: str = "") -> tuple[str, li
     for key, value in settings.items():
         if key not in schema.keys():  # noqa: SIM118 - "in" denies keys whose value is missing
             return prefix + str(key), [str(k) for k in schema]
-        if isinstance(value, dict) and OmegaConf.is_dict(schema._get_node(key)):
+        section = schema._get_node(key)
+        # What is null by default, as `pairs`, takes any key.
+        if isinstance(value, dict) and OmegaConf.is_dict(section) and not section._is_none():
             found = _unknown_keys(schema[key], value, f"{prefix}{key}.")
             if found:
                 return found
@@ -316,9 +484,9 @@ def _check(c: TrainConfig) -> None:
     for name in ("epochs", "batch_size", "accumulate"):
         _expect(getattr(c, name) >= 1, f"{name}={getattr(c, name)}", "a whole number of at least 1")
     _expect(
-        c.views == "all" or (type(c.views) is int and c.views >= 1),
+        c.views in ("auto", "all") or (type(c.views) is int and c.views >= 1),
         f"views={c.views}",
-        "all (another view of each training image in every epoch) or a whole number of at least 1",
+        "auto, all (another view of each training image in every epoch) or a whole number of at least 1",
     )
     _expect(0 <= c.seed < 2**32, f"seed={c.seed}", "a whole number from 0 to 4294967295")
     _expect(_finite(c.lr), f"lr={c.lr}", "a number above 0, such as 1e-4")
@@ -347,6 +515,16 @@ def _check(c: TrainConfig) -> None:
         )
         _expect(0 <= s.final_factor <= 1, f"scheduler.final_factor={s.final_factor}", "a share in [0, 1]")
 
+    _expect(c.trunk.engine in ENGINES, f"trunk.engine={c.trunk.engine}", f"one of {', '.join(ENGINES)}")
+    _expect(
+        c.trunk.precision in PRECISIONS, f"trunk.precision={c.trunk.precision}", f"one of {', '.join(PRECISIONS)}"
+    )
+    _expect(
+        not (c.trunk.engine == "onnxruntime" and c.trunk.precision == "bfloat16"),
+        "trunk.engine=onnxruntime with trunk.precision=bfloat16",
+        "float32 there, for it has no convolution of bfloat16 for the processor",
+    )
+    _expect(all(n >= 0 for n in c.trunk.keep), f"trunk.keep={c.trunk.keep}", "values of unfreeze: [0,2]")
     _expect(c.cache in ("auto", "off"), f"cache={c.cache}", "auto or off")
     _expect(_finite(c.cache_max_gb), f"cache_max_gb={c.cache_max_gb}", "a number of gigabytes above 0")
     _expect(c.audit in ("warn", "strict", "off"), f"audit={c.audit}", "warn, strict or off")
@@ -356,6 +534,21 @@ def _check(c: TrainConfig) -> None:
     _expect(0 <= a.translation < 1, f"augment.translation={a.translation}", "a share of the side in [0, 1)")
     _expect(0 <= a.flip <= 1, f"augment.flip={a.flip}", "a probability in [0, 1]")
     _expect(0 <= a.brightness < 1, f"augment.brightness={a.brightness}", "a share in [0, 1)")
+    for kind, least, most, expected in (
+        ("blur", 0, 100, "pixels in [0, 100]"),
+        ("shrink", 0.1, 1, "a factor in [0.1, 1]"),
+        ("noise", 0, 1, "a standard deviation in [0, 1], where black is 0 and white is 1"),
+        ("jpeg", 1, 100, "a quality from 1 to 100"),
+    ):
+        probability, low, high = (getattr(a, f"{kind}{end}") for end in ("", "_min", "_max"))
+        _expect(0 <= probability <= 1, f"augment.{kind}={probability}", "a probability in [0, 1]")
+        _expect(least <= low <= most, f"augment.{kind}_min={low}", expected)
+        _expect(least <= high <= most, f"augment.{kind}_max={high}", expected)
+        _expect(
+            low <= high,
+            f"augment.{kind}_min={low} with augment.{kind}_max={high}",
+            "a minimum that is not above the maximum",
+        )
 
     t = c.trainer
     _expect(t.devices == 1, f"trainer.devices={t.devices}", "1 (several processes are not supported)")

@@ -29,7 +29,8 @@ def say_error(message: str) -> None:
 def progress(what: str, total: int, show: bool = True) -> Iterator[Callable[[], None]]:
     """A bar on standard error; the function given is called once for each piece of work done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=terminal(stderr=True), transient=True, disable=not show) as bar:
+    console = terminal(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not (show and console.is_terminal)) as bar:
         task = bar.add_task(what, total=total)
         yield lambda: bar.advance(task)
 

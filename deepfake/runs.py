@@ -22,6 +22,7 @@ _INCIDENTAL = {
     "": ("output_dir", "name", "force", "logger", "cache", "cache_max_gb", "audit"),
     "data": ("cache", "workers"),
     "trainer": ("name", "progress"),
+    "trunk": ("keep",),
 }
 
 _PACKAGES = (
@@ -30,6 +31,8 @@ _PACKAGES = (
 )  # fmt: skip
 
 STATUS, SUMMARY = "status.json", "summary.json"
+BEST = "checkpoints/best.ckpt"
+ENSEMBLE = "ensemble.json"  # only in the folder of an ensemble
 
 
 def run_key(cfg: TrainConfig) -> str:

@@ -1,4 +1,7 @@
-"""One job and many: errors a person can read, a sweep that finishes every job and then says what is missing."""
+"""One job and many: errors a person can read, a sweep that finishes every job and then says what is missing.
+
+A sweep's jobs know of each other in one thing: the first that runs a trunk keeps its output for all of them.
+"""
 
 import json
 import math
@@ -7,13 +10,17 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from deepfake.command import errors_ending_here
@@ -25,6 +32,8 @@ from deepfake.recap import compare
 from deepfake.runs import run_folder
 
 _JOBS = "jobs"  # folder in the sweep's: one file a job, so that it works whatever process ran the job
+_PLAN = "plan.json"  # beside it: of each job, its network and what of it trains
+_DECIDING = ("experiment", "model", "unfreeze")  # settings that say which network trains how far
 
 
 def job(composed: DictConfig, run: Callable[[TrainConfig], float]) -> float:
@@ -50,6 +59,7 @@ def job(composed: DictConfig, run: Callable[[TrainConfig], float]) -> float:
     terminal(stderr=True).rule(f"job {hydra_cfg.job.num}: {overrides}", align="left")
     try:
         cfg = parse_train(composed)
+        cfg.trunk.keep = _kept_for_others(cfg, Path(hydra_cfg.sweep.dir, _PLAN))
         entry["run"] = str(run_folder(cfg))
         value = run(cfg)
     except Exception as error:
@@ -70,11 +80,44 @@ class Comparison(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         # An earlier sweep in the same folder may have had more jobs, and failed ones.
         with suppress(OmegaConfBaseException):  # a folder that cannot be resolved: Hydra refuses it next
-            shutil.rmtree(Path(config.hydra.sweep.dir, _JOBS), ignore_errors=True)
+            folder = Path(config.hydra.sweep.dir)
+            shutil.rmtree(folder / _JOBS, ignore_errors=True)
+        with suppress(Exception):  # settings that cannot be composed: Hydra refuses them next
+            write_json(folder / _PLAN, _plan(config))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         with errors_ending_here():
             _tell(Path(config.hydra.sweep.dir))
+
+
+def _plan(config: DictConfig) -> list[dict[str, Any]]:
+    """Network and `unfreeze` of the jobs of a sweep, each pair once; empty for sweepers that decide as they go."""
+    sweeper = config.hydra.sweeper
+    if not sweeper._target_.endswith(BasicSweeper.__name__):
+        return []
+    loader = GlobalHydra.instance().config_loader()
+    params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides([*params, *config.hydra.overrides.task])
+    jobs = [job for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
+    # Composing takes a tenth of a second: only for those that differ in what is looked for.
+    deciding = {tuple(o for o in job if o.lstrip("+").split("=")[0].split(".")[0] in _DECIDING) for job in jobs}
+    plan = []
+    for choices in sorted(deciding):
+        with suppress(UserError):  # the job itself will say it
+            composed = loader.load_sweep_config(config, list(choices))
+            cfg = parse_train(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
+            plan.append({"model": asdict(cfg.model), "unfreeze": cfg.unfreeze})
+    return plan
+
+
+def _kept_for_others(cfg: TrainConfig, plan: Path) -> list[int]:
+    """The values of `unfreeze` that other jobs of this sweep have for the same network."""
+    try:
+        jobs = json.loads(plan.read_text())
+    except OSError:
+        return cfg.trunk.keep
+    others = {job["unfreeze"] for job in jobs if job["model"] == asdict(cfg.model)}
+    return sorted({*cfg.trunk.keep, *(n for n in others if isinstance(n, int))})
 
 
 def _tell(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """One training run from settings to a finished folder: data, network, fit, verdict, record."""
 
+import io
 import json
 import math
 import time
@@ -25,6 +26,7 @@ from deepfake.config import PlateauConfig, TrainConfig
 from deepfake.console import log, logging_to_file, logging_to_terminal, progress, remembering
 from deepfake.data.augment import Augmentation
 from deepfake.data.datamodule import FaceDataModule
+from deepfake.data.device_augment import supported
 from deepfake.data.prepared import Preparation
 from deepfake.dataset import (
     Catalogue,
@@ -36,11 +38,17 @@ from deepfake.dataset import (
     say_left_out,
 )
 from deepfake.errors import UserError
+from deepfake.evaluation.calibration import Calibration, calibrate
+from deepfake.files import write_bytes
 from deepfake.models.backbones import build_backbone
-from deepfake.models.detector import Detector
-from deepfake.models.trunk import StoredTrunk, TrunkStore, stored_depth
+from deepfake.models.detector import DetectorModule
+from deepfake.models.trunk import StoredTrunk, Trunk, storable
 from deepfake.reporting import record
 from deepfake.reporting.recorder import Recorder
+
+# Augmented views of each training image, by measurement on real faces (experiments/README.md): a classifier alone
+# learns the same from one as from another in every epoch, the last stages learn less from one and the same from four.
+VIEWS_FOR_THE_CLASSIFIER, VIEWS_FOR_STAGES = 1, 4
 
 
 def train(cfg: TrainConfig) -> float:
@@ -99,7 +107,7 @@ def _serious(audit: dict[str, Any]) -> list[str]:
     return [finding["sentence"] for finding in audit["findings"] if finding["level"] != "note"]
 
 
-def build_detector(cfg: TrainConfig) -> Detector:
+def build_detector(cfg: TrainConfig) -> DetectorModule:
     """The network with its weights and freezing, as the settings say.
 
     Raises:
@@ -108,7 +116,9 @@ def build_detector(cfg: TrainConfig) -> Detector:
     model = cfg.model
     backbone = build_backbone(model.timm, model.weights, model.input_size, model.drop_rate)
     settings = {"model": model.name, "unfreeze": cfg.unfreeze, "seed": cfg.seed}
-    return Detector(backbone, cfg.unfreeze, cfg.lr, cfg.scheduler, cfg.epochs, settings)
+    return DetectorModule(
+        backbone, cfg.unfreeze, cfg.lr, cfg.scheduler, cfg.epochs, cfg.batch_size, cfg.accumulate, settings
+    )
 
 
 def _fit_and_judge(
@@ -117,33 +127,37 @@ def _fit_and_judge(
     found: Catalogue,
     how: Preparation,
     audit: dict[str, Any] | None,
-    detector: Detector,
+    detector: DetectorModule,
     began: float,
 ) -> float:
-    data, found = _data_module(cfg, found, how, detector)
+    device = _device(cfg)
+    data, found = _data_module(cfg, found, how, detector, device)
     record.write_inputs(folder, cfg, found.table, found.root, audit)
     _announce(cfg, folder, found, audit, detector, how)
     detector.record["preparation"] = asdict(how)
-    trunk = _stored_trunk(cfg, detector)
     board = TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False)
     recorder = Recorder(folder, cfg.logger.image_grid)
-    best = _fit(cfg, folder, detector, data, [recorder, *trunk], board if cfg.logger.tensorboard else None)
+    trunk = _run_trunk_once(cfg, detector, data, device)
+    best = _fit(cfg, folder, detector, data, recorder, board if cfg.logger.tensorboard else None)
 
     # Every figure reported from here on is of the best checkpoint.
     best_epoch = int(torch.load(best.best_model_path, weights_only=True, map_location="cpu")["epoch"])
-    verdicts = _judge(cfg, folder, detector, data, trunk, best.best_model_path, best_epoch)
+    verdicts, pictures = _judge(cfg, folder, detector, data, best_epoch)
     history = recorder.history()
-    curves = record.write_curves(folder, history, best_epoch)
+    pictures |= record.write_curves(folder, history, best_epoch)
     summary = record.summary(cfg, folder, detector.backbone, detector.freezing, history, best_epoch) | {
         "monitor": detector.monitor,
         "best_value": float(best.best_model_score),  # type: ignore[arg-type]
         "preparation": asdict(how) | {"size": data.spec.size},
+        "trunk": None
+        if trunk is None
+        else {"engine": trunk.engine, "precision": trunk.precision, "views": data.views},
         "seconds": round(time.monotonic() - began, 1),
         **verdicts,
     }
     record.write_summary(folder, summary)
     if cfg.logger.tensorboard:
-        record.log_final(board, cfg, summary, curves)
+        record.log_final(board, cfg, summary, pictures)
     _say(summary)
     return float(summary["best_value"])
 
@@ -153,7 +167,7 @@ def _announce(
     folder: Path,
     found: Catalogue,
     audit: dict[str, Any] | None,
-    detector: Detector,
+    detector: DetectorModule,
     how: Preparation,
 ) -> None:
     manifest, freezing = found.table[found.table["split"] != ""], detector.freezing
@@ -193,18 +207,19 @@ def _announce(
 
 
 def _data_module(
-    cfg: TrainConfig, found: Catalogue, how: Preparation, detector: Detector
+    cfg: TrainConfig, found: Catalogue, how: Preparation, detector: DetectorModule, device: torch.device
 ) -> tuple[FaceDataModule, Catalogue]:
     """The loaders, every image prepared; and the catalogue, with what could not be prepared left out.
 
     Raises:
         UserError: what is left has a part without a class.
     """
+    augmentation = Augmentation(**{k: v for k, v in asdict(cfg.augment).items() if k != "name"})
     data = FaceDataModule(
         found.table,
         found.root,
         detector.backbone.input_spec,
-        Augmentation(**{k: v for k, v in asdict(cfg.augment).items() if k != "name"}),
+        augmentation,
         seed=cfg.seed,
         batch_size=cfg.batch_size,
         workers=cfg.data.workers,
@@ -212,7 +227,10 @@ def _data_module(
         max_megapixels=cfg.data.max_megapixels,
         preparation=how,
         cache_gb=cfg.data.cache.max_gb,
-        views=None if cfg.views == "all" else cfg.views,
+        views=_views(cfg, detector),
+        step=cfg.batch_size * cfg.accumulate,
+        # A graphics card takes images faster than a processor augments them one by one.
+        device_augment=device.type == "cuda" and supported(augmentation),
     )
     rows = data.unprepared()
     with progress("preparing images", len(rows), cfg.trainer.progress) as advance:
@@ -230,23 +248,39 @@ def _data_module(
     return data, found
 
 
-def _stored_trunk(cfg: TrainConfig, detector: Detector) -> list[L.Callback]:
-    """The callback that computes what is frozen once, or nothing."""
-    depth = stored_depth(detector.backbone)
-    # A try of a few batches an epoch needs only those: there is nothing to share.
-    if cfg.cache == "off" or depth == 0 or cfg.trainer.max_batches is not None:
-        return []
-    root = Path(cfg.data.cache.dir).expanduser() / "trunk"
-    store = TrunkStore(detector.backbone, depth, root, cfg.trainer.precision, cfg.cache_max_gb)
-    return [StoredTrunk(store, cfg.epochs, cfg.trainer.progress)]
+def _views(cfg: TrainConfig, detector: DetectorModule) -> int | None:
+    """How many views of a training image there are; None: another each epoch."""
+    if cfg.views == "auto":
+        if not storable(detector.backbone):
+            return None  # nothing can be computed once: a view that was seen before would save nothing
+        alone = detector.backbone.trunk_depth == len(detector.backbone.stages)
+        return VIEWS_FOR_THE_CLASSIFIER if alone else VIEWS_FOR_STAGES
+    return None if cfg.views == "all" else int(cfg.views)
+
+
+def _run_trunk_once(
+    cfg: TrainConfig, detector: DetectorModule, data: FaceDataModule, device: torch.device
+) -> Trunk | None:
+    """Have what is frozen run in its engine and, where it can be, stored. None: every batch runs as a whole."""
+    # A try of a few batches is over before an engine is built.
+    if not storable(detector.backbone) or cfg.trainer.max_batches is not None:
+        return None
+    stages = len(detector.backbone.stages)
+    kept = cfg.trunk.keep if cfg.cache == "auto" else []
+    depths = [stages - unfreeze for unfreeze in kept if unfreeze < stages]
+    trunk = detector.trunk = Trunk(detector.backbone, depths, cfg.trunk.engine, cfg.trunk.precision, device)
+    if cfg.cache == "auto":
+        root = Path(cfg.data.cache.dir).expanduser() / "trunk"
+        data.provider = StoredTrunk(trunk, root, cfg.cache_max_gb, cfg.epochs, cfg.trainer.progress).rows
+    return trunk
 
 
 def _fit(
     cfg: TrainConfig,
     folder: Path,
-    detector: Detector,
+    detector: DetectorModule,
     data: FaceDataModule,
-    callbacks: list[L.Callback],
+    recorder: Recorder,
     board: TensorBoardLogger | None,
 ) -> ModelCheckpoint:
     """Train until the epochs or the patience end; returns who knows the best checkpoint.
@@ -257,11 +291,16 @@ def _fit(
     """
     checkpoints = folder / "checkpoints"
     best = ModelCheckpoint(
-        checkpoints, filename="best", monitor=detector.monitor, mode=detector.mode, enable_version_counter=False
+        checkpoints,
+        filename="best",
+        monitor=detector.monitor,
+        mode=detector.mode,
+        save_weights_only=True,  # to be used, not continued from
+        enable_version_counter=False,
     )
     # One of its own: with `save_last` the best would write it, only when there is a better one.
     last = ModelCheckpoint(checkpoints, filename="last", enable_version_counter=False)
-    callbacks = [*callbacks, best, last]
+    callbacks: list[L.Callback] = [recorder, best, last]
     if cfg.patience is not None:
         callbacks.append(EarlyStopping(detector.monitor, mode=detector.mode, patience=cfg.patience))
     if board is not None:
@@ -271,7 +310,7 @@ def _fit(
         callbacks,
         logger=board or False,
         max_epochs=cfg.epochs,
-        accumulate_grad_batches=cfg.accumulate,
+        reload_dataloaders_every_n_epochs=1 if data.provider else 0,  # each epoch has rows of its own
     )
     try:
         trainer.fit(detector, datamodule=data)
@@ -286,25 +325,45 @@ def _fit(
 
 
 def _judge(
-    cfg: TrainConfig,
-    folder: Path,
-    detector: Detector,
-    data: FaceDataModule,
-    trunk: list[L.Callback],
-    checkpoint: str,
-    epoch: int,
-) -> dict[str, Any]:
-    """Figures of one checkpoint on validation and test, written and returned as {"val": ..., "test": ...}."""
+    cfg: TrainConfig, folder: Path, detector: DetectorModule, data: FaceDataModule, epoch: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures of the best checkpoint on validation and test, {"val": ..., "test": ...}, and pictures, by name.
+
+    Between the two, temperature and thresholds are fitted on validation, and the checkpoint is completed: nothing of
+    the test part has been looked at by then.
+    """
+    best = torch.load(folder / runs.BEST, weights_only=True, map_location="cpu")
+    detector.complete(best)
+    detector.load_state_dict(best["state_dict"])
     # A trainer without the dashboard, so that the curves of the fit are not written over.
-    trainer = _trainer(cfg, trunk, logger=False, enable_checkpointing=False)
-    verdicts = {}
+    trainer = _trainer(cfg, [], logger=False, enable_checkpointing=False)
+    verdicts, pictures = {}, {}
+    calibration = None
     for part, look in (("val", trainer.validate), ("test", trainer.test)):
-        look(detector, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
-        probability, _, index = (torch.cat(column).numpy() for column in zip(*detector.outputs, strict=True))
-        predictions = record.predictions(data.rows(part), index, probability)
+        look(detector, datamodule=data, verbose=False)
+        margin, label, index = (torch.cat(column).numpy() for column in zip(*detector.outputs, strict=True))
+        if part == "val":
+            calibration = _calibrated(label, margin)
+            best["deepfake"]["calibration"] = calibration and calibration.as_dict()
+            content = io.BytesIO()
+            torch.save(best, content)
+            write_bytes(folder / runs.BEST, content.getvalue())
+        predictions = record.predictions(data.rows(part), index, margin, calibration)
         loss = float(trainer.callback_metrics[f"{part}/loss"])
-        verdicts[part] = record.write_verdict(folder, part, predictions, loss, epoch)
-    return verdicts
+        verdicts[part], pictures[f"{part}/confusion"] = record.write_verdict(folder, part, predictions, loss, epoch)
+    verdicts["calibration"] = best["deepfake"]["calibration"]
+    return verdicts, pictures
+
+
+def _calibrated(labels: Any, margins: Any) -> Calibration | None:
+    try:
+        found = calibrate(labels, margins)
+    except ValueError as error:  # a try of a few batches, all of one class
+        log.warning("calibrated not, for the validation images that were judged do not allow it: %s", error)
+        return None
+    thresholds = ", ".join(f"{name} {threshold.value:.3f}" for name, threshold in found.thresholds.items())
+    log.info("calibrated on validation: temperature %.2f; thresholds %s", found.temperature, thresholds)
+    return found
 
 
 def _trainer(cfg: TrainConfig, callbacks: list[L.Callback], **how: Any) -> L.Trainer:
@@ -332,6 +391,11 @@ def _trainer(cfg: TrainConfig, callbacks: list[L.Callback], **how: Any) -> L.Tra
             f"trainer.accelerator={t.accelerator}: expected one that this machine has, found: {reason} "
             f"Use trainer=auto or trainer=cpu."
         ) from error
+
+
+def _device(cfg: TrainConfig) -> torch.device:
+    """Where the network will be trained."""
+    return _trainer(cfg, [], logger=False, enable_checkpointing=False).strategy.root_device
 
 
 def _say(summary: dict[str, Any]) -> None:

@@ -16,13 +16,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from deepfake.console import log
-from deepfake.data.augment import Augmentation, augment, crop_place, random_for
+from deepfake.data.augment import Augmentation, augment, crop_place, drawn, random_for
+from deepfake.data.device_augment import augment_batch
 from deepfake.data.images import UnreadableImage
 from deepfake.data.prepared import Preparation, PreparedImages
 from deepfake.errors import UserError
 from deepfake.inputs import InputSpec
 
 PARTS = ("train", "val", "test")
+_PIECE_BYTES = 64e6  # of stored rows handed out at a time
 _BLOCK = 1024  # images handed to the threads at a time, so that the list of those waiting stays short
 
 
@@ -34,22 +36,36 @@ class Rows(Protocol):
 
 
 class Faces(Dataset):
-    """One part of the manifest; an item is asked for by (view, index), so that it depends on nothing else."""
+    """One part of the manifest; an item is asked for by (view, index), so that it depends on nothing else.
+
+    Args:
+        rows: of the part.
+        root: what their paths are below.
+        images: where they are read.
+        how: augmentation; None where images are shown as they are.
+        seed: of crops and augmentation.
+        device_augment: whether images are augmented later, in batches: then an item has what is drawn for it instead.
+    """
 
     def __init__(
-        self, rows: pd.DataFrame, root: Path, images: PreparedImages, how: Augmentation | None, seed: int
+        self,
+        rows: pd.DataFrame,
+        root: Path,
+        images: PreparedImages,
+        how: Augmentation | None,
+        seed: int,
+        device_augment: bool = False,
     ) -> None:
         self.paths = [root / path for path in rows["path"]]
         self.sha256 = rows["sha256"].tolist()
         self.labels = rows["label"].tolist()
-        self.images, self.how, self.seed = images, how, seed
-        self.stored: Rows | None = None  # in place of the pixels
+        self.images, self.how, self.seed, self.device_augment = images, how, seed, device_augment
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[np.ndarray, int, int]:
-        """Pixels uint8 (size, size, 3), label, index."""
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Any, ...]:
+        """Pixels uint8 (size, size, 3), label, index; where they are augmented later, what `drawn` gives."""
         view, index = item
         # Training images alone are augmented, and cropped at random.
         random_crop = self.how is not None and self.images.preparation.mode == "crop"
@@ -61,9 +77,11 @@ class Faces(Dataset):
                 f"{str(self.paths[index])!r} was readable when the run began and is not any more: {error}. "
                 f"Put it back, or start again."
             ) from error
-        if self.how is not None:
-            pixels = augment(pixels, self.how, self.seed, self.sha256[index], view)
-        return pixels, self.labels[index], index
+        if self.how is None:
+            return pixels, self.labels[index], index
+        if self.device_augment:
+            return pixels, self.labels[index], index, drawn(self.seed, self.sha256[index], view)
+        return augment(pixels, self.how, self.seed, self.sha256[index], view), self.labels[index], index
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -85,12 +103,15 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.arange(self.length)
+    def order(self) -> np.ndarray:
+        """Indices of the images, int (length,), in the order of the epoch."""
         if self.shuffle:
-            order = random_for("order", self.seed, self.epoch).permutation(self.length)
+            return random_for("order", self.seed, self.epoch).permutation(self.length)
+        return np.arange(self.length)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
         view = view_of(self.epoch, self.views)
-        return ((view, int(index)) for index in order)
+        return ((view, int(index)) for index in self.order())
 
 
 def view_of(epoch: int, views: int | None) -> int:
@@ -99,24 +120,38 @@ def view_of(epoch: int, views: int | None) -> int:
 
 
 class _Loader(DataLoader):
-    """Batches of images by as many processes as asked for; of rows that were provided, by none."""
+    """Batches of images by as many processes as asked for."""
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
-        # This runs when the first batch is asked for: by then the epoch's rows have been provided.
-        faces: Any = self.dataset
-        if faces.stored is not None:
-            labels = torch.tensor(faces.labels)
-            for items in self.batch_sampler:  # type: ignore[union-attr]
-                index = torch.tensor([index for _, index in items])
-                features = torch.from_numpy(faces.stored[index.numpy()])
-                yield {"features": features, "label": labels[index], "index": index}
-            return
         # A process hands an error over as text with its stack trace; a user is told the message alone.
         try:
             yield from super().__iter__()
         except UserError as error:
             prefix = f"{UserError.__module__}.{UserError.__qualname__}: "
             raise UserError(str(error).splitlines()[-1].removeprefix(prefix)) from error
+
+
+class RowBlocks:
+    """An epoch of stored rows, in pieces of many batches: no process, no copy of single rows.
+
+    Args:
+        rows: one for each image of the part.
+        labels: int64 (n,).
+        order: int (n,), the images in the order of the epoch.
+        size: rows of a piece; the last may be smaller.
+    """
+
+    def __init__(self, rows: Rows, labels: Tensor, order: np.ndarray, size: int) -> None:
+        self.rows, self.labels, self.order, self.size = rows, labels, order, size
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.size)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for start in range(0, len(self.order), self.size):
+            places = self.order[start : start + self.size]
+            index = torch.from_numpy(places)
+            yield {"features": torch.from_numpy(self.rows[places]), "label": self.labels[index], "index": index}
 
 
 class FaceDataModule(L.LightningDataModule):
@@ -136,6 +171,13 @@ class FaceDataModule(L.LightningDataModule):
         preparation: what is done to an image before it is augmented.
         cache_gb: limit of the cache, as `PreparedImages` has it; None for none.
         views: how many views of a training image there are, as `EpochSampler` has it.
+        step: images of one optimizer step: where rows are provided, they come in pieces of whole steps.
+        device_augment: whether training images are augmented in batches where they are normalised, and not one by
+            one as they are read. `how` must be `device_augment.supported`.
+
+    Attributes:
+        provider: whoever computes something once for every image and view. Asked at the beginning of each epoch with
+            the module, the part and the epoch, it returns rows for the batches to hold in place of images, or None.
 
     Raises:
         UserError: faces are to be found and the extra `face` is not installed.
@@ -155,17 +197,24 @@ class FaceDataModule(L.LightningDataModule):
         preparation: Preparation = Preparation(),  # noqa: B008 - immutable
         cache_gb: float | None = None,
         views: int | None = None,
+        step: int | None = None,
+        device_augment: bool = False,
     ) -> None:
         super().__init__()
         self.manifest, self.root, self.spec, self.how = manifest, root, spec, how
         self.seed, self.batch_size, self.workers, self.views = seed, batch_size, workers, views
-        self.preparation = preparation
+        self.preparation, self.step, self.device_augment = preparation, step or batch_size, device_augment
         self.images = PreparedImages(spec, cache, max_megapixels, preparation, cache_gb)
-        self._fed: dict[str, Faces] = {}  # the datasets behind the loaders that Lightning holds
+        self.provider: Callable[[FaceDataModule, str, int], Rows | None] | None = None
+        self._parts: dict[str, tuple[pd.DataFrame, pd.DataFrame]] = {}
 
     def rows(self, part: str) -> pd.DataFrame:
         """The part's rows of the manifest; a batch's `index` counts them from 0."""
-        return self.manifest[self.manifest["split"] == part].reset_index(drop=True)
+        of, rows = self._parts.get(part, (None, None))
+        if rows is None or of is not self.manifest:
+            rows = self.manifest[self.manifest["split"] == part].reset_index(drop=True)
+            self._parts[part] = self.manifest, rows
+        return rows
 
     def unprepared(self) -> pd.DataFrame:
         """Rows of the manifest that `prepare` has to look at: with a cache, those that are not stored; without one,
@@ -220,25 +269,35 @@ class FaceDataModule(L.LightningDataModule):
         found = pd.DataFrame({"path": rows["path"].to_numpy(), "reason": reasons})
         return found[found["reason"] != ""].reset_index(drop=True)
 
-    def dataset(self, part: str) -> Faces:
-        return Faces(self.rows(part), self.root, self.images, self.how if part == "train" else None, self.seed)
+    def dataset(self, part: str, device_augment: bool = False) -> Faces:
+        how = self.how if part == "train" else None
+        return Faces(self.rows(part), self.root, self.images, how, self.seed, device_augment)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader | RowBlocks:
         return self._loader("train")
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader | RowBlocks:
         return self._loader("val")
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> DataLoader | RowBlocks:
         return self._loader("test")
 
-    def _loader(self, part: str) -> DataLoader:
-        dataset = self._fed[part] = self.dataset(part)
-        return self._batches(dataset, EpochSampler(len(dataset), self.seed, part == "train", self.views))
+    def _loader(self, part: str) -> DataLoader | RowBlocks:
+        sampler = EpochSampler(len(self.rows(part)), self.seed, part == "train", self.views)
+        if self.provider is not None:
+            # Asked anew for each epoch: the trainer's `reload_dataloaders_every_n_epochs` is 1 then.
+            epoch = self.trainer.current_epoch if self.trainer and part == "train" else 0
+            sampler.set_epoch(epoch)
+            rows = self.provider(self, part, epoch)
+            if rows is not None:
+                labels = torch.tensor(self.rows(part)["label"].to_numpy(np.int64))
+                steps = max(1, int(_PIECE_BYTES // (rows[np.arange(1)].nbytes * self.step)))
+                return RowBlocks(rows, labels, sampler.order(), steps * self.step)
+        return self._batches(part, sampler)
 
-    def _batches(self, dataset: Faces, sampler: EpochSampler | Sequence[tuple[int, int]]) -> DataLoader:
+    def _batches(self, part: str, sampler: EpochSampler | Sequence[tuple[int, int]]) -> DataLoader:
         return _Loader(
-            dataset,
+            self.dataset(part, self.device_augment),
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.workers,
@@ -252,22 +311,26 @@ class FaceDataModule(L.LightningDataModule):
         )
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
-        """Normalise on the device: bytes travel, floats do not."""
+        """Augment and normalise on the device: bytes travel, floats do not."""
         return {**batch, "image": self.normalised(batch)} if "image" in batch else batch
 
     def normalised(self, batch: dict[str, Tensor]) -> Tensor:
-        """The batch's images as the network wants them, float32 (N, 3, size, size)."""
-        return normalise(batch["image"], self.spec)
+        """The batch's images as the network wants them, float32 (N, 3, size, size); augmented, if not yet done."""
+        images = batch["image"]
+        if "draws" in batch:
+            images = augment_batch(images, batch["draws"], self.how)
+        return normalise(images, self.spec)
 
-    # What follows serves whoever computes something once for every image and view, and provides it in place of
-    # the images from then on.
+    # What follows serves the provider.
 
     def view_key(self, part: str, view: int) -> Any:
         """Plain data that decides, with an image's content, the pixels of its view."""
         prepared = [self.images.name, self.spec.size]
         if part != "train" or (self.how == Augmentation() and self.preparation.mode != "crop"):
             return prepared
-        return [*prepared, asdict(self.how), self.seed, view]
+        # OpenCV's pixels are not quite the device's.
+        by = ["device"] if self.device_augment and self.how != Augmentation() else []
+        return [*prepared, asdict(self.how), self.seed, view, *by]
 
     def view(self, epoch: int) -> int:
         """Number of the view that an epoch shows of every training image."""
@@ -275,20 +338,17 @@ class FaceDataModule(L.LightningDataModule):
 
     def image_batches(self, part: str, view: int, places: Sequence[int]) -> DataLoader:
         """The images at these places of a part's rows, in that order, as they are in one view."""
-        return self._batches(self.dataset(part), [(view, place) for place in places])
-
-    def provide(self, part: str, rows: Rows | None) -> None:
-        """From its next epoch on a batch of that part holds `features`, of these rows, in place of `image`; None: as
-        before.
-        """
-        self._fed[part].stored = rows
+        return self._batches(part, [(view, place) for place in places])
 
 
-def collate(items: list[tuple[np.ndarray, int, int]]) -> dict[str, Tensor]:
-    """Images uint8 (N, 3, H, W) laid out channels last; label and index int64 (N,)."""
-    images, labels, indices = zip(*items, strict=True)
+def collate(items: list[tuple[Any, ...]]) -> dict[str, Tensor]:
+    """Images uint8 (N, 3, H, W) laid out channels last; label and index int64 (N,); draws, if any, float64 (N, 5)."""
+    images, labels, indices, *draws = zip(*items, strict=True)
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    return {"image": pixels, "label": torch.tensor(labels), "index": torch.tensor(indices)}
+    batch = {"image": pixels, "label": torch.tensor(labels), "index": torch.tensor(indices)}
+    if draws:
+        batch["draws"] = torch.from_numpy(np.stack(draws[0]))
+    return batch
 
 
 def normalise(images: Tensor, spec: InputSpec) -> Tensor:

@@ -48,6 +48,10 @@ class UnreadableImage(Exception):
     """A file that is no image, is cut short, or is too large; the message says which, without the file's name."""
 
 
+class TooLargeImage(UnreadableImage):
+    """More pixels than are decoded; a small file can hold a huge picture."""
+
+
 class UnreachableImage(UnreadableImage):
     """A file that could not be read this time, whatever it holds: absent, forbidden, too large for the memory."""
 
@@ -120,7 +124,7 @@ def decode_image(content: bytes, suffix: str, max_megapixels: float = 64.0) -> t
 
 def _decode(image: Image.Image, content: bytes, suffix: str, max_megapixels: float) -> tuple[np.ndarray, ImageFile]:
     if image.width * image.height > max_megapixels * 1e6:
-        raise UnreadableImage(f"{image.width} x {image.height} pixels, more than {max_megapixels:g} megapixels")
+        raise TooLargeImage(f"{image.width} x {image.height} pixels, more than {max_megapixels:g} megapixels")
     file_format, mode, frames = str(image.format), image.mode, getattr(image, "n_frames", 1)
     luma = _luma_table(image)
     image.load()
@@ -157,6 +161,15 @@ def _decode(image: Image.Image, content: bytes, suffix: str, max_megapixels: flo
         reason="; ".join(reasons),
     )
     return pixels, file
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """Pixels of a Pillow image, uint8 (height, width, 3), as a file with the same content would give them.
+
+    Raises:
+        UnreadableImage: it cannot be shown in 8 bits.
+    """
+    return np.ascontiguousarray(_to_rgb(ImageOps.exif_transpose(image))[0])
 
 
 def _to_rgb(image: Image.Image) -> tuple[np.ndarray, bool]:

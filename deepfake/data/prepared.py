@@ -54,6 +54,29 @@ class Preparation:
         return self.mode == "face" or self.equalise is not None
 
 
+def prepare(pixels: np.ndarray, spec: InputSpec, preparation: Preparation) -> np.ndarray:
+    """A decoded image as the network takes it, uint8; with `crop` the whole image, of which `square` takes a part.
+
+    Args:
+        pixels: uint8 (height, width, 3).
+        spec: the network's input.
+        preparation: what is done.
+
+    Raises:
+        UnreadableImage: it is smaller than what all images are made equal to.
+        NoFace: one was to be found and there is none.
+    """
+    if preparation.equalise is not None:
+        pixels = _equalised(pixels, preparation.equalise)
+    match preparation.mode:
+        case "resize":
+            return resize(pixels, spec.size, spec.interpolation)
+        case "face":
+            return crop_face(pixels, spec.size, spec.interpolation, preparation.margin)
+        case "crop":
+            return pixels
+
+
 def smallest_common_size(table: pd.DataFrame) -> int:
     """The largest square that every image that can be read holds at its own resolution: its side in pixels.
 
@@ -115,7 +138,7 @@ class PreparedImages:
             UnreadableImage: the original is gone, damaged, or no longer what was catalogued.
             NoFace: one was to be found and there is none.
         """
-        return _crop(self._whole(path, sha256), self.spec.size, place)
+        return square(self._whole(path, sha256), self.spec.size, place)
 
     def prepare(self, path: Path, sha256: str | None) -> np.ndarray:
         """What is stored of an image, from the original: uint8 (height, width, 3).
@@ -128,15 +151,7 @@ class PreparedImages:
         pixels, file = read_image(path, self.max_megapixels)
         if sha256 is not None and file.sha256 != sha256:
             raise UnreadableImage("has changed since it was catalogued")
-        if self.preparation.equalise is not None:
-            pixels = _equalised(pixels, self.preparation.equalise)
-        match self.preparation.mode:
-            case "resize":
-                return resize(pixels, self.spec.size, self.spec.interpolation)
-            case "face":
-                return crop_face(pixels, self.spec.size, self.spec.interpolation, self.preparation.margin)
-            case "crop":
-                return pixels
+        return prepare(pixels, self.spec, self.preparation)
 
     def store(self, sha256: str, pixels: np.ndarray) -> None:
         """Keep what `prepare` returned, for this run and others. Any number of processes may do so at once.
@@ -308,8 +323,14 @@ def _equalised(pixels: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(Image.open(content).convert("RGB"))
 
 
-def _crop(pixels: np.ndarray, size: int, place: tuple[float, float] | None) -> np.ndarray:
-    """A square of the image as it is, uint8 (size, size, 3); beyond its edges, where it is smaller, reflected."""
+def square(pixels: np.ndarray, size: int, place: tuple[float, float] | None = None) -> np.ndarray:
+    """A square of the image as it is, uint8 (size, size, 3); beyond its edges, where it is smaller, reflected.
+
+    Args:
+        pixels: uint8 (height, width, 3).
+        size: pixels a side.
+        place: as `PreparedImages.read` has it; None: the middle.
+    """
     height, width = pixels.shape[:2]
     room = max(height - size, 0), max(width - size, 0)
     top, left = (r // 2 if place is None else int(place[i] * (r + 1)) for i, r in enumerate(room))

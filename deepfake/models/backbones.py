@@ -7,6 +7,7 @@ layer-wise learning rates and the Grad-CAM layer are all an index into that list
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,12 +16,14 @@ from typing import Any, Self
 
 import timm
 import torch
+from timm.layers import SelectAdaptivePool2d
 from timm.models._manipulate import group_with_matcher
 from timm.models.densenet import DenseNet
 from timm.models.efficientnet import EfficientNet
 from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from deepfake.errors import UserError
 from deepfake.inputs import InputSpec
@@ -100,23 +103,79 @@ class Backbone(nn.Module):
             "of these, or turn off what needs single stages"
         )
 
+    def trunk(self, images: Tensor, depths: Sequence[int], start: int = 0) -> list[Tensor]:
+        """What stands after each of these numbers of first stages, without gradients.
+
+        Args:
+            images: (N, 3, H, W) normalised images, or what the first `start` stages made of them.
+            depths: ascending, each from `start` + 1 to the number of stages.
+            start: stages that have been run.
+
+        Returns:
+            For each depth the output of its last stage. That of all stages is pooled, where that changes nothing for
+            the head: a fiftieth of the size.
+        """
+        outputs, begin = [], start
+        with torch.no_grad():
+            for depth in depths:
+                images = self.features(images, begin, depth)
+                outputs.append(self._pooled(images) if depth == len(self.stages) else images)
+                begin = depth
+        return outputs
+
+    def _pooled(self, features: Tensor) -> Tensor:
+        """One place of a map or one token, float32, of which the head makes what it makes of the whole."""
+        network: Any = self.network
+        pool = getattr(network, "global_pool", None)
+        if isinstance(pool, SelectAdaptivePool2d) and pool.pool_type == "avg" and features.ndim == 4:
+            # The mean of one place is that place.
+            return F.adaptive_avg_pool2d(features.float(), 1)
+        if isinstance(network, VisionTransformer) and pool == "token" and network.attn_pool is None:
+            return features[:, :1].float()
+        return features.float()
+
     def head(self, features: Tensor) -> Tensor:
-        """Pooling, final norm and classifier: the output of the last stage to logits (N, 2), float32."""
+        """Pooling, final norm and classifier: what the last stage made, pooled or not, to logits (N, 2), float32."""
         # Full precision under autocast too: rounded to eight bits, the scores of many images would tie.
         with torch.autocast(features.device.type, enabled=False):
             return self.network.forward_head(features.float())  # type: ignore[operator]
 
     def forward(self, images: Tensor, start: int = 0) -> Tensor:
-        """Normalised images (N, 3, H, W), or what stage `start - 1` made of them, to logits (N, 2).
+        """Normalised images (N, 3, H, W), or what the first `start` stages made of them, to logits (N, 2).
 
         No gradient passes below the first stage that trains.
         """
+        if start == len(self.stages):
+            return self.head(images)
         if not self.splittable:
             return self.network(images)
         if start < self.trunk_depth:
             with torch.no_grad():
                 images = self.features(images, start, self.trunk_depth)
         return self.head(self.features(images, start=max(start, self.trunk_depth)))
+
+    def weights_hash(self, depths: Sequence[int]) -> dict[int, str]:
+        """Of each of these numbers of first stages, the sha256 of all their parameters and buffers.
+
+        Args:
+            depths: each from 0 to the number of stages.
+        """
+        tensors = self.network.state_dict()
+        running = hashlib.sha256()
+        found = {0: running.hexdigest()} if 0 in depths else {}
+        for number, stage in enumerate(self.stages[: max(depths)], start=1):
+            for name, tensor in tensors.items():
+                if is_member(name, stage.members):
+                    running.update(name.encode())
+                    running.update(tensor.cpu().contiguous().numpy().data)
+            if number in depths:
+                found[number] = running.copy().hexdigest()
+        return found
+
+    def frozen_names(self) -> set[str]:
+        """Names in the network's state dict of all tensors of the frozen stages."""
+        members = [member for stage in self.stages[: self.trunk_depth] for member in stage.members]
+        return {name for name in self.network.state_dict() if is_member(name, members)}
 
     def train(self, mode: bool = True) -> Self:
         """As any module's, except that frozen stages stay in eval mode."""

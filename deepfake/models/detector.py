@@ -1,6 +1,8 @@
 """The LightningModule: a backbone, what of it trains, and how."""
 
+import functools
 import math
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import lightning as L
@@ -12,17 +14,22 @@ from deepfake.config import CosineConfig, PlateauConfig, SchedulerConfig
 from deepfake.errors import UserError
 from deepfake.evaluation.metrics import confusion, metric_collection
 from deepfake.models.backbones import Backbone
-from deepfake.models.freezing import freeze
-from deepfake.models.trunk import restored, stored_depth
+from deepfake.models.freezing import freeze, is_member
+from deepfake.models.store import restored
 
 PARTS = ("train", "val", "test")
+_PREFIX = "backbone.network."  # of the network's tensors in the detector's state dict
 
 
-class Detector(L.LightningModule):
+class DetectorModule(L.LightningModule):
     """Real (0) or generated (1): cross-entropy over two outputs, Adam on what is not frozen.
 
     `monitor` and `mode` are the one place that says what "better" means; scheduler, early stopping and checkpoint
     read them from here.
+
+    A batch holds images, or what the frozen stages made of them. Such rows come in pieces of many batches, for
+    which Lightning's loop would take longer than the classifier; so the steps are taken here (Lightning calls that
+    manual optimization), on images in the same way.
 
     Args:
         backbone: the network with its stages.
@@ -30,11 +37,18 @@ class Detector(L.LightningModule):
         lr: Adam's learning rate.
         scheduler: none, plateau or cosine.
         epochs: the length of the cosine.
+        batch_size: images whose loss is averaged.
+        accumulate: batches whose gradients are averaged into one step. The last step of an epoch may have fewer;
+            each counts as much as in a full one.
         record: plain settings stored in every checkpoint, so that it can be read without the run folder.
+
+    Attributes:
+        trunk: runs the frozen stages, if anything else than the backbone itself shall.
     """
 
     monitor = "val/loss"
     mode: Literal["min", "max"] = "min"
+    automatic_optimization = False
 
     def __init__(
         self,
@@ -43,69 +57,127 @@ class Detector(L.LightningModule):
         lr: float = 1e-4,
         scheduler: SchedulerConfig | None = None,
         epochs: int = 20,
+        batch_size: int = 32,
+        accumulate: int = 1,
         record: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.batch_size, self.accumulate = batch_size, accumulate
+        self.trunk: Callable[[Tensor], Tensor] | None = None
         self.freezing = freeze(backbone, unfreeze)
+        # Then the batches of a step may as well be run at once.
+        self._apart = backbone.trunk_depth == len(backbone.stages) and _images_stand_alone(backbone)
         self.lr, self.scheduler, self.epochs = lr, scheduler or SchedulerConfig(), epochs
         self.record = record or {}
         # Modules, so that they follow the device; under names of their own, for "train" is a module's method.
         self.metrics = torch.nn.ModuleDict({f"{part}_metrics": metric_collection(f"{part}/") for part in PARTS})
         self.confusions = torch.nn.ModuleDict({f"{part}_confusion": confusion() for part in PARTS})
-        # P(fake), label and index of every image of the part that was last validated or tested.
+        # Margin, label and index of every image of the part that was last validated or tested.
         self.outputs: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def forward(self, images: Tensor) -> Tensor:
         """P(fake), float32 (N,), of normalised images float32 (N, 3, H, W)."""
-        return self.backbone(images).float().softmax(1)[:, 1]
+        return self.backbone(*self._inputs({"image": images})).float().softmax(1)[:, 1]
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss, _ = self._step(batch, "train")
+    def margins(self, images: Tensor) -> Tensor:
+        """logit(fake) - logit(real), float32 (N,), of normalised images float32 (N, 3, H, W)."""
+        logits = self.backbone(*self._inputs({"image": images})).float()
+        return logits[:, 1] - logits[:, 0]
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        optimizer: Any = self.optimizers()
+        inputs, start = self._inputs(batch)
+        seen, losses = [], []
+        for piece, last in self._pieces(batch, batch_idx):
+            labels = batch["label"][piece]
+            logits = self.backbone(inputs[piece], start).float()
+            each = F.cross_entropy(logits, labels, reduction="none")
+            self.manual_backward((each * self._weights(len(labels), each.device)).sum())
+            seen.append(logits.detach())
+            losses.append(each.detach())
+            if last:
+                optimizer.step()
+                optimizer.zero_grad()
+                if isinstance(self.scheduler, CosineConfig):
+                    self._scheduler.step()
+        # The mean over the images, as is: of the steps' losses only the gradients are divided.
+        loss = torch.cat(losses).mean()
         if not torch.isfinite(loss):
             raise UserError(
                 f"the training loss is {loss.item()} at epoch {self.current_epoch}, batch {batch_idx}: expected a "
                 f"finite number. Lower lr (now {self.lr:g}) or use trainer.precision=32-true; the best checkpoint "
                 f"so far is kept."
             )
-        return loss
+        self._record("train", loss, torch.cat(seen), batch["label"])
+
+    def _inputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
+        """What the backbone goes on from, and after how many of its stages."""
+        if "features" in batch:
+            return restored(batch["features"]).float(), self.backbone.trunk_depth
+        if self.trunk is not None:
+            return self.trunk(batch["image"]).float(), self.backbone.trunk_depth
+        return batch["image"], 0
+
+    def _pieces(self, batch: dict[str, Tensor], batch_idx: int) -> Iterator[tuple[slice, bool]]:
+        """What of a batch is to be run at once, and whether a step ends with it."""
+        if "image" in batch:
+            yield slice(None), (batch_idx + 1) % self.accumulate == 0 or self.trainer.is_last_batch
+            return
+        # Rows: whole steps, of which the last of the epoch may be smaller.
+        count, step = len(batch["label"]), self.batch_size * self.accumulate
+        size = step if self._apart else self.batch_size
+        for start in range(0, count, size):
+            end = min(start + size, count)
+            yield slice(start, end), end % step == 0 or end == count
+
+    def _weights(self, count: int, device: torch.device) -> Tensor:
+        """Of each of so many images, its share in the gradient: the mean over its batch, over a step's batches."""
+        number = torch.arange(count, device=device) // self.batch_size
+        sizes = torch.bincount(number)
+        return 1.0 / (sizes[number] * self.accumulate)
+
+    def on_train_epoch_end(self) -> None:
+        # After the epoch's validation, and before the checkpoint is written.
+        if isinstance(self.scheduler, PlateauConfig):
+            self._scheduler.step(self.trainer.callback_metrics[self.monitor])
+
+    @property
+    def _scheduler(self) -> Any:
+        return self.lr_schedulers()
 
     def on_validation_epoch_start(self) -> None:
         self.outputs.clear()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        _, probabilities = self._step(batch, "val")
-        self.outputs.append((probabilities.cpu(), batch["label"].cpu(), batch["index"].cpu()))
+        self._judge("val", batch)
 
     def on_test_epoch_start(self) -> None:
         self.outputs.clear()
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        _, probabilities = self._step(batch, "test")
-        self.outputs.append((probabilities.cpu(), batch["label"].cpu(), batch["index"].cpu()))
+        self._judge("test", batch)
 
-    def _step(self, batch: dict[str, Tensor], part: str) -> tuple[Tensor, Tensor]:
-        if "features" in batch:
-            logits = self.backbone(restored(batch["features"]), start=stored_depth(self.backbone))
-        else:
-            logits = self.backbone(batch["image"])
-        logits = logits.float()
-        # The mean over the batch's images, as is: Lightning divides a copy of it for gradient accumulation.
-        loss = F.cross_entropy(logits, batch["label"])
-        probabilities = logits.detach().softmax(1)[:, 1]
+    def _judge(self, part: str, batch: dict[str, Tensor]) -> None:
+        logits = self.backbone(*self._inputs(batch)).float()
+        self._record(part, F.cross_entropy(logits, batch["label"]), logits, batch["label"])
+        margins = logits[:, 1] - logits[:, 0]
+        self.outputs.append((margins.cpu(), batch["label"].cpu(), batch["index"].cpu()))
+
+    def _record(self, part: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        probabilities = logits.softmax(1)[:, 1]
         metrics: Any = self.metrics[f"{part}_metrics"]
-        metrics.update(probabilities, batch["label"])
+        metrics.update(probabilities, labels)
         counts: Any = self.confusions[f"{part}_confusion"]
-        counts.update(probabilities, batch["label"])
+        counts.update(probabilities, labels)
         # Not to the dashboard: `Recorder` writes there, by epoch. Lightning would write a second time, by step.
         how: Any = {"on_step": False, "on_epoch": True, "logger": False}
-        self.log(f"{part}/loss", loss, batch_size=len(logits), prog_bar=True, **how)
+        self.log(f"{part}/loss", loss, batch_size=len(labels), prog_bar=True, **how)
         self.log_dict(metrics, **how)
-        return loss, probabilities
 
     def configure_optimizers(self) -> Any:
         """Adam over what trains, and the scheduler in Lightning's form."""
-        optimizer = torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=self.lr)
+        optimizer = torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=self.lr, fused=True)
         s = self.scheduler
         if isinstance(s, PlateauConfig):
             # PyTorch's default threshold would call small progress none that early stopping and the checkpoint call
@@ -118,7 +190,7 @@ class Detector(L.LightningModule):
                 "lr_scheduler": {"scheduler": plateau, "monitor": self.monitor, "interval": "epoch"},
             }
         if isinstance(s, CosineConfig):
-            steps = max(1, int(self.trainer.estimated_stepping_batches))
+            steps = self._steps()
             warmup = round(steps * s.warmup_epochs / self.epochs)
             cosine = torch.optim.lr_scheduler.LambdaLR(
                 optimizer, lambda step: cosine_factor(step, steps, warmup, s.final_factor)
@@ -126,8 +198,20 @@ class Detector(L.LightningModule):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
         return optimizer
 
+    def _steps(self) -> int:
+        """Of the whole training, if nothing ends it early."""
+        batches = int(self.trainer.estimated_stepping_batches) // self.epochs  # Lightning takes each for a step
+        rows = getattr(self.trainer.train_dataloader, "order", None)
+        if rows is not None:  # pieces of many batches
+            batches = math.ceil(len(rows) / self.batch_size)
+        return max(1, self.epochs * math.ceil(batches / self.accumulate))
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Beside the weights: the architecture and how an image must be prepared, as plain data."""
+        """Beside what trains: the architecture and how an image must be prepared, as plain data.
+
+        What is frozen never changes and may be a hundred times as much: left out, and told by its hash. See
+        `complete`.
+        """
         spec = self.backbone.input_spec
         checkpoint["deepfake"] = {
             "architecture": self.backbone.architecture,
@@ -138,8 +222,49 @@ class Detector(L.LightningModule):
                 "std": list(spec.std),
                 "interpolation": spec.interpolation,
             },
+            "frozen": self._frozen_hash,
+            "frozen_stages": self.backbone.trunk_depth,
+            "trunk_precision": getattr(self.trunk, "precision", "float32"),
             **self.record,
         }
+        for name in self._frozen_names:
+            del checkpoint["state_dict"][_PREFIX + name]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.complete(checkpoint)
+
+    def complete(self, checkpoint: dict[str, Any]) -> None:
+        """Put into a checkpoint of a run of these settings what was left out of it.
+
+        Raises:
+            UserError: it was made with other frozen weights than these.
+        """
+        found = checkpoint["deepfake"]["frozen"]
+        if found != self._frozen_hash:
+            raise UserError(
+                f"the checkpoint was made with other weights in the frozen stages (sha256 {found[:8]}...) than "
+                f"model.weights gives now ({self._frozen_hash[:8]}...): name the file that it was made with."
+            )
+        own = self.backbone.network.state_dict()
+        checkpoint["state_dict"] |= {_PREFIX + name: own[name] for name in self._frozen_names}
+
+    @functools.cached_property
+    def _frozen_names(self) -> set[str]:
+        return self.backbone.frozen_names()
+
+    @functools.cached_property
+    def _frozen_hash(self) -> str:
+        depth = self.backbone.trunk_depth
+        return self.backbone.weights_hash([depth])[depth]
+
+
+def _images_stand_alone(backbone: Backbone) -> bool:
+    """Whether in the head no image has a part in what another comes to, nor chance."""
+    network = backbone.network
+    inside = [module for name, module in network.named_modules() if is_member(name, backbone.head_members)]
+    mixing = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in inside)
+    dropping = any(isinstance(module, torch.nn.Dropout) and module.p for module in inside)
+    return not (mixing or dropping or getattr(network, "drop_rate", False))
 
 
 def cosine_factor(step: int, steps: int, warmup: int, final: float) -> float:

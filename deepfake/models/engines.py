@@ -11,18 +11,18 @@ import copy
 import importlib.util
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from deepfake.config import ENGINES
 from deepfake.console import log
 from deepfake.errors import UserError
 from deepfake.models.backbones import Backbone
-
-NAMES = ("auto", "eager", "compile", "onnxruntime", "openvino")
 
 _PACKAGES = {"onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
 
@@ -30,19 +30,17 @@ _PACKAGES = {"onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openv
 # else the machine does would decide who wins, and with that the last digits of every result. onnxruntime computes in
 # float32 alone, which is slower than eager where the processor has bfloat16. "compile" is in neither: compiling takes
 # half a minute, in which many a trunk is already done.
-_FASTEST_FIRST = {torch.float32: ("openvino", "onnxruntime"), torch.bfloat16: ("openvino",)}
+_FASTEST_FIRST = {"float32": ("openvino", "onnxruntime"), "bfloat16": ("openvino",)}
 
-# Of each precision the type that convolutions and products are computed in, and how far an engine may be from eager,
-# as a share of the largest value. Where both are right they are at most 3e-6 apart in float32, and .05 in bfloat16
-# with its 8 bits, in which eager itself is .04 from the truth after the seven stages of an EfficientNet-Lite0.
-_PRECISIONS = {
-    "32-true": (torch.float32, 1e-4),
-    "bf16-mixed": (torch.bfloat16, 0.1),
-    "16-mixed": (torch.float16, 0.01),
-}
-_OPENVINO_TYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+# How far an engine may be from eager PyTorch in float32: for each image, the length of the difference as a share of
+# the length of eager's output. Where both are right, another order of summation makes at most 1e-6 of it in float32,
+# and the 8 bits of bfloat16 make .003 to .02 in the networks of the study (benchmarks/engines.py prints it).
+_TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
+_OPENVINO_TYPES = {"float32": "f32", "bfloat16": "bf16"}
 
-Run = Callable[[Tensor], Tensor]
+_CHECKED = 8  # images that an engine is checked on: eager PyTorch takes seconds for a batch of a large network
+
+Run = Callable[[Tensor], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -50,62 +48,104 @@ class Engine:
     """Runs the first stages of a backbone.
 
     Called with float32 (N, 3, S, S) normalised images of any number N and the size it was built for, it returns what
-    `Backbone.features(images, stop=depth)` returns under the precision it was built for: same shape, same type, maps
-    laid out channels last, tokens contiguous, without gradients, on the images' device.
+    `Backbone.trunk(images, depths)` returns for the depths it was built for: same shapes, maps laid out channels
+    last, tokens contiguous, without gradients, on the images' device. In bfloat16 that is also their type, save for
+    what is pooled: that is float32 always.
     """
 
     name: str
     """eager | compile | onnxruntime | openvino."""
+    precision: str
+    """float32 | bfloat16: the type that convolutions and products are computed in."""
     tolerance: float
-    """How far its output may be from eager's, as a share of the largest value in eager's output."""
+    """How far its output may be from that of eager PyTorch in float32, as a share of its length; 0: it is that."""
     run: Run
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor) -> list[Tensor]:
         with torch.no_grad():
-            return self.run(images)
+            return [_laid_out(output) for output in self.run(images)]
 
 
-def build_engine(backbone: Backbone, depth: int, name: str, sample: Tensor, precision: str) -> Engine:
-    """The engine of that name for the first `depth` stages, checked against eager on the sample.
+def planned(name: str, precision: str, device: torch.device) -> tuple[str, str]:
+    """The engine and the precision that these settings mean on a device, nothing built yet.
 
     Args:
-        backbone: frozen at least up to `depth`.
-        depth: stages to run, 1 or more.
-        name: one of `NAMES`; "auto" for the fastest that is installed: on the processor openvino, then, in float32,
-            onnxruntime, then eager; on any other device eager.
-        sample: a batch as those to come, float32 (N, 3, S, S), on the device of the backbone. All engines but eager
-            work in batches of just this size and fill up smaller ones, so it should be the usual batch.
-        precision: as Lightning names it: 32-true, bf16-mixed or 16-mixed.
+        name: one of `config.ENGINES`; "auto" for the fastest that is installed: on the processor openvino, then, in
+            float32, onnxruntime, then eager; on any other device eager.
+        precision: one of `config.PRECISIONS`; "auto" for bfloat16 where the device computes in it, else float32.
+        device: of the network.
 
     Raises:
         UserError: there is no such engine, its packages are not installed, or it does not run on that device.
     """
-    dtype, tolerance = _PRECISIONS[precision]
-    chosen = _fastest(sample.device, dtype) if name == "auto" else _checked_name(name, sample.device)
-    eager = Engine("eager", 0.0, _in_precision(_Trunk(backbone, depth).forward, dtype))
-    if chosen == "eager":
+    if precision == "auto":
+        # onnxruntime has no convolution of bfloat16 for the processor.
+        precision = "bfloat16" if _has_bfloat16(device) and name != "onnxruntime" else "float32"
+    if name == "auto":
+        order = _FASTEST_FIRST[precision] if device.type == "cpu" else ()
+        return next((name for name in order if not _missing(name)), "eager"), precision
+    return _checked_name(name, device), precision
+
+
+def build_engine(
+    backbone: Backbone, depths: Sequence[int], name: str, precision: str, sample: Tensor, start: int = 0
+) -> Engine:
+    """The engine of that name for the first stages, checked against eager float32 on the sample.
+
+    Args:
+        backbone: frozen at least up to the last depth.
+        depths: numbers of first stages whose output is wanted, ascending, 1 or more.
+        name, precision: as `planned` returned them.
+        sample: a batch as those to come, float32 (N, 3, S, S), on the device of the backbone. All engines but eager
+            work in batches of just this size and fill up smaller ones, so it should be the usual batch.
+        start: stages that have been run; then their output takes the place of images.
+
+    Returns:
+        That engine, or with a warning the nearest that gives what it should: the same in float32, eager in float32.
+    """
+    eager = Engine("eager", "float32", 0.0, _in_precision(_Trunk(backbone, depths, start).forward, "float32"))
+    if (name, precision) == ("eager", "float32"):
         return eager
-    expected = eager(sample)
+    few = sample[:_CHECKED]
+    expected = eager(few)
+    dtypes = [
+        _stored_type(output, depth == len(backbone.stages), precision)
+        for output, depth in zip(expected, depths, strict=True)
+    ]
     try:
         # A copy: exporters and compilers switch modes, fold weights and leave traces in modules.
-        trunk = _Trunk(copy.deepcopy(backbone), depth).eval()
-        run = _BUILDERS[chosen](trunk, sample, dtype)
-        engine = Engine(chosen, tolerance, _in_batches(run, len(sample), expected.dtype))
-        _check(engine, sample, expected)
+        trunk = _Trunk(copy.deepcopy(backbone), depths, start).eval()
+        run = _BUILDERS[name](trunk, sample, precision)
+        if name != "eager":
+            run = _in_batches(run, len(sample))
+        engine = Engine(name, precision, _TOLERANCES[precision], _of_types(run, dtypes))
+        _check(engine, few, expected)
     except Exception as error:  # whatever a foreign compiler may raise: the run does not depend on it
-        log.warning("trunk      the engine %s is not used, eager PyTorch takes its place: %s", chosen, _told(error))
-        return eager
+        nearest = ("eager" if precision == "float32" else name, "float32")
+        log.warning("trunk      %s in %s is not used, but %s in %s: %s", name, precision, *nearest, _told(error))
+        return build_engine(backbone, depths, *nearest, sample, start)
     return engine
 
 
-def _fastest(device: torch.device, dtype: torch.dtype) -> str:
-    order = _FASTEST_FIRST.get(dtype, ()) if device.type == "cpu" else ()
-    return next((name for name in order if not _missing(name)), "eager")
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16, rather than imitating it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return False
+
+
+def _stored_type(output: Tensor, pooled: bool, precision: str) -> torch.dtype:
+    return torch.bfloat16 if precision == "bfloat16" and not pooled else output.dtype
 
 
 def _checked_name(name: str, device: torch.device) -> str:
-    if name not in NAMES:
-        raise UserError(f"the trunk's engine must be one of {', '.join(NAMES)}: found {name!r}; choose one of these")
+    if name not in ENGINES:
+        raise UserError(
+            f"the trunk's engine must be one of {', '.join(ENGINES)}: found {name!r}; choose one of these"
+        )
     if name in _PACKAGES and device.type != "cpu":
         raise UserError(
             f"the engine {name} runs on the processor: found the network on {device.type}; "
@@ -130,44 +170,57 @@ def _told(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {message}".split())[:300]
 
 
-def _check(engine: Engine, sample: Tensor, expected: Tensor) -> None:
-    """See that an engine gives what eager gave.
+def _check(engine: Engine, sample: Tensor, expected: Sequence[Tensor]) -> None:
+    """See that an engine gives what eager float32 gave.
 
     Raises:
         ValueError: it does not.
     """
-    found = engine(sample)
-    if found.shape != expected.shape:
-        raise ValueError(f"expected an output of shape {tuple(expected.shape)}, found {tuple(found.shape)}")
-    scale = expected.abs().max().item()
-    distance = (found.float() - expected.float()).abs().max().item()
-    if not distance <= engine.tolerance * scale:  # not ">": no comparison holds for nan
-        raise ValueError(
-            f"its output is {distance:.2g} away from eager's, whose largest value is {scale:.2g}: "
-            f"expected at most {engine.tolerance:g} of that"
-        )
+    for found, right in zip(engine(sample), expected, strict=True):
+        if found.shape != right.shape:
+            raise ValueError(f"expected an output of shape {tuple(right.shape)}, found {tuple(found.shape)}")
+        distance = relative_distance(found, right)
+        if not distance <= engine.tolerance:  # not ">": no comparison holds for nan
+            raise ValueError(
+                f"its output is {distance:.2g} of its length away from that of eager PyTorch in float32: expected at "
+                f"most {engine.tolerance:g}"
+            )
+
+
+def relative_distance(found: Tensor, expected: Tensor) -> float:
+    """Of the image where it is largest: the length of the difference as a share of the length of what is expected.
+
+    Args:
+        found, expected: (N, ...), of any types.
+    """
+    found, expected = found.flatten(1).double(), expected.flatten(1).double()
+    return ((found - expected).norm(dim=1) / expected.norm(dim=1)).max().item()
 
 
 class _Trunk(nn.Module):
-    """The first stages of a backbone as a module of their own, which is what exporters and compilers take."""
+    """Stages of a backbone as a module of their own, which is what exporters and compilers take."""
 
-    def __init__(self, backbone: Backbone, depth: int) -> None:
+    def __init__(self, backbone: Backbone, depths: Sequence[int], start: int) -> None:
         super().__init__()
-        self.backbone, self.depth = backbone, depth
+        self.backbone, self.depths, self.start = backbone, depths, start
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.backbone.features(images, stop=self.depth)
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return self.backbone.trunk(images, self.depths, self.start)
 
 
 # Each of the following returns what runs a batch of just the sample's size.
 
 
-def _compile(trunk: nn.Module, sample: Tensor, dtype: torch.dtype) -> Run:
+def _eager(trunk: nn.Module, sample: Tensor, precision: str) -> Run:
+    return _in_precision(trunk, precision)
+
+
+def _compile(trunk: nn.Module, sample: Tensor, precision: str) -> Run:
     # The whole graph or an error, so that what cannot be compiled does not run half compiled unsaid.
-    return _in_precision(torch.compile(trunk, fullgraph=True, dynamic=False), dtype)
+    return _in_precision(torch.compile(trunk, fullgraph=True, dynamic=False), precision)
 
 
-def _onnxruntime(trunk: nn.Module, sample: Tensor, dtype: torch.dtype) -> Run:
+def _onnxruntime(trunk: nn.Module, sample: Tensor, precision: str) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -177,15 +230,14 @@ def _onnxruntime(trunk: nn.Module, sample: Tensor, dtype: torch.dtype) -> Run:
     session = onnxruntime.InferenceSession(_onnx(trunk, sample), options, providers=["CPUExecutionProvider"])
     (images_name,) = (node.name for node in session.get_inputs())
 
-    def run(images: Tensor) -> Tensor:
+    def run(images: Tensor) -> list[Tensor]:
         # In float32 whatever the precision: for the processor it has no convolution of bfloat16.
-        (features,) = session.run(None, {images_name: images.contiguous().numpy()})
-        return torch.from_numpy(features)
+        return [torch.from_numpy(output) for output in session.run(None, {images_name: images.contiguous().numpy()})]
 
     return run
 
 
-def _openvino(trunk: nn.Module, sample: Tensor, dtype: torch.dtype) -> Run:
+def _openvino(trunk: nn.Module, sample: Tensor, precision: str) -> Run:
     import openvino
 
     settings = {
@@ -193,20 +245,21 @@ def _openvino(trunk: nn.Module, sample: Tensor, dtype: torch.dtype) -> Run:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "ENABLE_CPU_PINNING": False,  # threads tied to cores stand still where something else has the core
         # Said always: where the processor has bfloat16, that is what it would take of its own accord.
-        "INFERENCE_PRECISION_HINT": _OPENVINO_TYPES[dtype],
+        "INFERENCE_PRECISION_HINT": _OPENVINO_TYPES[precision],
     }
     core = openvino.Core()
     # From ONNX, not by openvino.convert_model, which reports its use to the maker.
     graph = core.compile_model(core.read_model(_onnx(trunk, sample)), "CPU", settings)
 
-    def run(images: Tensor) -> Tensor:
-        features = graph(images.contiguous().numpy(), share_inputs=True)[0]  # a copy, so the next batch may come
-        return torch.from_numpy(features)
+    def run(images: Tensor) -> list[Tensor]:
+        outputs = graph(images.contiguous().numpy(), share_inputs=True)  # copies, so the next batch may come
+        return [torch.from_numpy(outputs[number]) for number in range(len(outputs))]
 
     return run
 
 
-_BUILDERS: dict[str, Callable[[nn.Module, Tensor, torch.dtype], Run]] = {
+_BUILDERS: dict[str, Callable[[nn.Module, Tensor, str], Run]] = {
+    "eager": _eager,
     "compile": _compile,
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
@@ -229,12 +282,12 @@ def _onnx(trunk: nn.Module, sample: Tensor) -> bytes:
         return file.read_bytes()
 
 
-def _in_precision(run: Run, dtype: torch.dtype) -> Run:
-    """With images channels last, and under autocast to that type, or to none where it is float32."""
+def _in_precision(run: Run, precision: str) -> Run:
+    """With images channels last, and under autocast to bfloat16 or under none."""
 
-    def precise(images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            return _laid_out(run(images.contiguous(memory_format=torch.channels_last)))
+    def precise(images: Tensor) -> Sequence[Tensor]:
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+            return run(images.contiguous(memory_format=torch.channels_last))
 
     return precise
 
@@ -245,18 +298,23 @@ def _laid_out(features: Tensor) -> Tensor:
     return features.contiguous(memory_format=layout)
 
 
-def _in_batches(run: Run, size: int, dtype: torch.dtype) -> Run:
-    """From what runs batches of one size, what takes any number of images and returns that type.
+def _of_types(run: Run, dtypes: Sequence[torch.dtype]) -> Run:
+    """With each output in its type."""
+    return lambda images: [output.to(dtype) for output, dtype in zip(run(images), dtypes, strict=True)]
+
+
+def _in_batches(run: Run, size: int) -> Run:
+    """From what runs batches of one size, what takes any number of images.
 
     The last batch is filled up with zeros. Graphs of one size are simpler to make than those of any, and faster.
     """
 
-    def run_all(images: Tensor) -> Tensor:
-        features = []
+    def run_all(images: Tensor) -> list[Tensor]:
+        outputs = []
         for batch in images.split(size):
             filling = batch.new_zeros(size - len(batch), *batch.shape[1:])
             full = torch.cat([batch, filling]) if len(filling) else batch
-            features.append(run(full)[: len(batch)])
-        return _laid_out((torch.cat(features) if len(features) > 1 else features[0]).to(dtype))
+            outputs.append([output[: len(batch)] for output in run(full)])
+        return [torch.cat(pieces) if len(pieces) > 1 else pieces[0] for pieces in zip(*outputs, strict=True)]
 
     return run_all

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+from PIL import Image
 
 from deepfake.files import write_bytes
 
@@ -188,24 +189,27 @@ def image_grid(images: NDArray[np.uint8], titles: Sequence[str], columns: int = 
     rows = math.ceil(len(images) / columns)
     wrapped = ["\n".join(textwrap.fill(line, 22) for line in text.splitlines()) for text in titles]
     lines = max(text.count("\n") + 1 for text in wrapped)
-    width = 1.6
-    height = width * images.shape[1] / images.shape[2] + 0.14 * lines + 0.1
+    side, line = 1.6, 0.14  # inches
+    tall = side * images.shape[1] / images.shape[2]
+    row = tall + line * lines + 0.1
     # Two columns are the least that leaves room for the title.
-    total = width * max(columns, 2)
-    heading = "\n".join(textwrap.wrap(title, int(8.5 * total)))
-    figure = Figure(
-        figsize=(total, height * rows + 0.1 + 0.25 * (heading.count("\n") + 1) * bool(heading)),
-        layout="constrained",
-    )
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.04, wspace=0, hspace=0)  # type: ignore[union-attr,call-arg]
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for axes, image, text in zip(grid.flat, images, wrapped, strict=False):
-        axes.imshow(image)
-        axes.set_title(text, size=8, color=INK, pad=3, parse_math=False)
+    wide = side * max(columns, 2)
+    heading = "\n".join(textwrap.wrap(title, int(8.5 * wide)))
+    head = 0.1 + 0.25 * (heading.count("\n") + 1) * bool(heading)
+    high = row * rows + head
+    # One pair of axes in inches: to lay out one for each image takes seconds.
+    figure = Figure(figsize=(wide, high))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, wide), ylim=(high, 0))
+    axes.set_axis_off()
+    for number, (image, text) in enumerate(zip(images, wrapped, strict=True)):
+        left, top = side * (number % columns) + 0.03, head + row * (number // columns)
+        centre = left + side / 2 - 0.03, top + line * lines + 0.02
+        axes.text(*centre, text, size=8, color=INK, ha="center", va="bottom", parse_math=False)
+        bottom = top + row - 0.03
+        axes.imshow(image, extent=(left, left + side - 0.06, bottom, bottom - tall + 0.04), aspect="auto")
+    axes.set(xlim=(0, wide), ylim=(high, 0))
     if heading:
-        figure.suptitle(heading, size=12, weight="bold", color=INK, parse_math=False)
+        axes.text(wide / 2, 0.05, heading, size=12, weight="bold", color=INK, ha="center", va="top", parse_math=False)
     return figure
 
 
@@ -299,12 +303,17 @@ def comparison_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write `figure` as a PNG at 150 dpi; parent folders are made, the file appears whole or not at all."""
+def save(figure: Figure, path: Path) -> NDArray[np.uint8]:
+    """Write `figure` as a PNG at 150 dpi; parent folders are made, the file appears whole or not at all.
+
+    Returns:
+        The picture, uint8 (height, width, 3), for whoever shows it elsewhere: drawing it again would take long.
+    """
     png = io.BytesIO()
     # Without the Software entry the same figure gives the same bytes under every matplotlib version string.
     figure.savefig(png, format="png", dpi=150, facecolor="white", metadata={"Software": None})
     write_bytes(Path(path), png.getvalue())
+    return np.asarray(Image.open(png).convert("RGB"))
 
 
 def shorten(text: str, longest: int = 44) -> str:

@@ -10,11 +10,13 @@ import pandas as pd
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from deepfake import runs
 from deepfake.config import TrainConfig
 from deepfake.data.catalog import read_catalogue, safe_csv, write_catalogue
 from deepfake.errors import UserError
+from deepfake.evaluation.calibration import Calibration
 from deepfake.evaluation.metrics import bootstrap_intervals, scores
 from deepfake.files import write_json, write_text
 from deepfake.models.backbones import Backbone
@@ -63,27 +65,31 @@ def _rows(table: pd.DataFrame, columns: list[str]) -> set[tuple[str, ...]]:
     return set(zip(*(table[column].astype(str) for column in columns), strict=True))
 
 
-def predictions(rows: pd.DataFrame, index: NDArray, probability: NDArray) -> pd.DataFrame:
+def predictions(rows: pd.DataFrame, index: NDArray, margin: NDArray, calibration: Calibration | None) -> pd.DataFrame:
     """One row an image, in the manifest's order.
 
     Args:
         rows: a part of the manifest.
         index: int (N,), which of the rows were judged.
-        probability: float (N,), P(fake) of each.
+        margin: float (N,), logit(fake) - logit(real) of each.
+        calibration: of the run; None: probabilities are as the network gives them.
 
     Returns:
-        path, source, label, probability, prediction (1 where the probability is above .5).
+        path, source, label, margin, probability (P(fake), calibrated), prediction (1 where it is above .5).
     """
     table = rows.iloc[index][["path", "source", "label"]].copy()
-    table["probability"] = probability.astype(np.float64)
+    table["margin"] = margin = margin.astype(np.float64)
+    table["probability"] = expit(margin) if calibration is None else calibration.probabilities(margin)
     table["prediction"] = (table["probability"] > 0.5).astype(int)
     return table.sort_index()
 
 
-def write_verdict(folder: Path, part: str, table: pd.DataFrame, loss: float, epoch: int) -> dict[str, Any]:
-    """Predictions and confusion matrix of one part; returns its figures with 95 % intervals."""
+def write_verdict(
+    folder: Path, part: str, table: pd.DataFrame, loss: float, epoch: int
+) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+    """Predictions and confusion matrix of one part; returns its figures with 95 % intervals, and the picture."""
     # Nine digits give a float32 back exactly.
-    rounded = table.assign(probability=[float(f"{p:.9g}") for p in table["probability"]])
+    rounded = table.assign(**{c: [float(f"{p:.9g}") for p in table[c]] for c in ("margin", "probability")})
     write_text(folder / f"{part}_predictions.csv", safe_csv(rounded))
     labels, probabilities = table["label"].to_numpy(), table["probability"].to_numpy()
     verdict = {
@@ -95,19 +101,19 @@ def write_verdict(folder: Path, part: str, table: pd.DataFrame, loss: float, epo
     counts = _counts(verdict)
     matrix = pd.DataFrame(counts, index=["real", "fake"], columns=["predicted real", "predicted fake"])
     write_text(folder / f"confusion_{part}.csv", matrix.to_csv(index_label="truth"))
-    figures.save(_confusion(verdict, part, epoch), folder / "figures" / f"confusion_{part}.png")
-    return verdict
+    figure = figures.confusion_figure(counts, f"{_NAMES[part]}, best checkpoint (epoch {epoch})")
+    return verdict, figures.save(figure, folder / "figures" / f"confusion_{part}.png")
 
 
-def write_curves(folder: Path, history: pd.DataFrame, best_epoch: int) -> dict[str, figures.Figure]:
+def write_curves(folder: Path, history: pd.DataFrame, best_epoch: int) -> dict[str, NDArray[np.uint8]]:
     """Loss and accuracy over the epochs, as pictures; returned by name for the dashboard."""
-    curves = {
-        measure: figures.curve_figure(history, measure, best_epoch, f"{measure}, {folder.name}")
+    return {
+        f"curves/{measure}": figures.save(
+            figures.curve_figure(history, measure, best_epoch, f"{measure}, {folder.name}"),
+            folder / "figures" / f"{measure}.png",
+        )
         for measure in ("loss", "accuracy")
     }
-    for measure, figure in curves.items():
-        figures.save(figure, folder / "figures" / f"{measure}.png")
-    return curves
 
 
 def summary(
@@ -138,9 +144,9 @@ def write_summary(folder: Path, content: dict[str, Any]) -> None:
 
 
 def log_final(
-    board: TensorBoardLogger, cfg: TrainConfig, content: dict[str, Any], curves: dict[str, figures.Figure]
+    board: TensorBoardLogger, cfg: TrainConfig, content: dict[str, Any], pictures: dict[str, NDArray[np.uint8]]
 ) -> None:
-    """On the dashboard: hyper-parameters beside the final figures, the curves, the final confusion matrix."""
+    """On the dashboard: hyper-parameters beside the final figures, and pictures by name, uint8 (H, W, 3)."""
     params = {
         "model": content["model"],
         "unfreeze": str(cfg.unfreeze),
@@ -157,19 +163,13 @@ def log_final(
         for measure in ("loss", "accuracy", "f1", "auroc")
     }
     board.log_hyperparams(params, {name: value for name, value in final.items() if math.isfinite(value)})
-    epoch = content["best_epoch"]
-    for measure, figure in curves.items():
-        board.experiment.add_figure(f"curves/{measure}", figure, epoch)
-    board.experiment.add_figure("test/confusion", _confusion(content["test"], "test", epoch), epoch)
+    for name, picture in pictures.items():
+        board.experiment.add_image(name, picture, content["best_epoch"], dataformats="HWC")
     board.finalize("success")
 
 
 def _counts(verdict: dict[str, Any]) -> NDArray[np.int64]:
     return np.array([[verdict["tn"], verdict["fp"]], [verdict["fn"], verdict["tp"]]], dtype=np.int64)
-
-
-def _confusion(verdict: dict[str, Any], part: str, epoch: int) -> figures.Figure:
-    return figures.confusion_figure(_counts(verdict), f"{_NAMES[part]}, best checkpoint (epoch {epoch})")
 
 
 def _without_nan(value: Any) -> Any:

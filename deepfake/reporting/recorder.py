@@ -48,9 +48,9 @@ class Recorder(L.Callback):
             [sources[int(i)] for i in chosen],
             title="training images of epoch 0, as the network sees them",
         )
-        figures.save(grid, self.folder / "figures" / "augmented.png")
+        picture = figures.save(grid, self.folder / "figures" / "augmented.png")
         if board is not None:
-            board.experiment.add_figure("data/augmented", grid, 0)
+            board.experiment.add_image("data/augmented", picture, 0, dataformats="HWC")
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._began = time.monotonic()
@@ -78,8 +78,6 @@ class Recorder(L.Callback):
         if board is not None:
             scalars = {name: value for name, value in row.items() if name not in ("epoch", "step")}
             board.log_metrics({k: v for k, v in scalars.items() if math.isfinite(v)}, step=trainer.current_epoch)
-            figure = figures.confusion_figure(counts, f"validation, epoch {trainer.current_epoch}")
-            board.experiment.add_figure("val/confusion", figure, trainer.current_epoch)
 
 
 def _board(trainer: L.Trainer) -> TensorBoardLogger | None:

@@ -1,14 +1,25 @@
 """A view is a pure function of (seed, content, view), and each knob moves its own effect alone."""
 
+import json
 import math
-from dataclasses import fields, replace
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import yaml
+from scipy import ndimage
 
+from deepfake.config import conf_dir
 from deepfake.data.augment import Augmentation, augment, crop_place, random_for
+from deepfake.data.perturbations import Perturbation, perturb
 
 STUDY = Augmentation(rotation=15, translation=0.1, flip=0.5, brightness=0.2)
+REST = Augmentation(blur=0.3, shrink=0.3, noise=0.3, jpeg=0.3)
+ROBUST = replace(STUDY, blur=0.3, shrink=0.3, noise=0.3, jpeg=0.3)
+KINDS = ("blur", "shrink", "noise", "jpeg")
 VIEWS = range(200)
 SIZE = 41  # odd: one pixel is the centre
 
@@ -63,10 +74,11 @@ def test_keys_do_not_run_into_each_other() -> None:
     assert random_for("a", 1, 23).random() != random_for("a", 12, 3).random()
 
 
-def test_the_original_is_not_written_into() -> None:
+@pytest.mark.parametrize("how", [STUDY, REST, ROBUST], ids=["study", "rest", "robust"])
+def test_the_original_is_not_written_into(how: Augmentation) -> None:
     original = picture()
-    for number in range(5):
-        result = augment(original, STUDY, 0, "x", number)
+    for number in range(20):
+        result = augment(original, how, 0, "x", number)
         assert result.shape == original.shape
         assert result.dtype == np.uint8
         assert result.flags.c_contiguous
@@ -215,12 +227,171 @@ def test_rotation_does_not_change_the_move() -> None:
         assert turned == pytest.approx(centre(view(dot(20, 20), number, translation=0.1)), abs=0.1)
 
 
+# Of each knob of `ROBUST` another value.
+OTHER = {
+    **dict.fromkeys(("rotation", "translation", "flip", "brightness", *KINDS), 0.0),
+    **{"blur_min": 1.0, "blur_max": 4.0, "shrink_min": 0.2, "shrink_max": 0.8, "noise_min": 0.05, "noise_max": 0.2},
+    **{"jpeg_min": 50, "jpeg_max": 60},
+}
+
+
 @pytest.mark.parametrize("knob", [field.name for field in fields(Augmentation)])
-def test_every_knob_of_the_study_has_an_effect(knob: str) -> None:
-    hows = STUDY, replace(STUDY, **{knob: 0.0})
-    views = [{n: augment(picture(), how, 0, "x", n).tobytes() for n in range(10)} for how in hows]
+def test_every_knob_has_an_effect(knob: str) -> None:
+    hows = ROBUST, replace(ROBUST, **{knob: OTHER[knob]})
+    views = [{n: augment(picture(), how, 0, "x", n).tobytes() for n in range(20)} for how in hows]
     assert views[0] != views[1]
 
 
 def test_every_view_of_an_image_is_another() -> None:
     assert len({augment(picture(), STUDY, 0, "x", number).tobytes() for number in VIEWS}) == len(VIEWS)
+
+
+# --------------------------------------------------------------------------- what happens to images on their way
+
+
+def textured(side: int = 64) -> np.ndarray:
+    """Detail at every scale, none of it near black or white."""
+    random = np.random.default_rng(2)
+    layers = [ndimage.zoom(random.normal(size=(n, n, 3)), (side / n, side / n, 1), order=1) for n in (4, 16, side)]
+    return np.clip(128 + 20 * sum(layers), 20, 235).astype(np.uint8)
+
+
+def alone(kind: str, strength: float, number: int, pixels: np.ndarray) -> np.ndarray:
+    """A view in which one thing happens, at one strength."""
+    return view(pixels, number, **{kind: 1, f"{kind}_min": strength, f"{kind}_max": strength})
+
+
+@pytest.mark.parametrize("number", range(40))
+def test_the_study_draws_what_it_drew_before_there_was_more(number: int) -> None:
+    """Its five numbers come first, in this order, from this stream, whatever else an augmentation may do."""
+    angle, right, down, mirror, light = random_for("augment", 5, "abc", number).uniform(-1, 1, 5)
+    pixels = picture()
+    height, width = pixels.shape[:2]
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), 15 * angle, 1.0)
+    matrix[:, 2] += 0.1 * right * width, 0.1 * down * height
+    expected = cv2.warpAffine(pixels, matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101)
+    if (mirror + 1) / 2 < 0.5:
+        expected = expected[:, ::-1]
+    expected = np.clip(np.rint(expected * (1 + 0.2 * light)), 0, 255)
+    assert np.array_equal(augment(pixels, STUDY, 5, "abc", number), expected)
+
+
+@pytest.mark.parametrize("number", range(40))
+def test_the_rest_happens_to_what_the_study_shows(number: int) -> None:
+    studied = augment(picture(), STUDY, 5, "abc", number)
+    assert np.array_equal(augment(picture(), ROBUST, 5, "abc", number), augment(studied, REST, 5, "abc", number))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("probability", "least", "most"), [(0.0, 0, 0), (0.3, 34, 86), (1.0, 200, 200)])
+def test_a_probability_says_how_often(kind: str, probability: float, least: int, most: int) -> None:
+    """Within four standard deviations."""
+    visible = {"blur_min": 1, "shrink_max": 0.8, "noise_min": 0.05, "jpeg_max": 60}
+    changed = [not np.array_equal(view(picture(), n, **{kind: probability}, **visible), picture()) for n in VIEWS]
+    assert least <= sum(changed) <= most
+
+
+@pytest.mark.parametrize(
+    ("kind", "same", "strength"), [("blur", "blur", 2.5), ("shrink", "resize", 0.6), ("jpeg", "jpeg", 45)]
+)
+def test_it_is_what_robustness_is_judged_by(kind: str, same: str, strength: float) -> None:
+    for number in range(3):
+        expected = perturb(textured(), Perturbation(same, strength), "content")
+        assert np.array_equal(alone(kind, strength, number, textured()), expected)
+
+
+def test_noise_has_the_deviation_asked_for_and_is_another_in_each_view() -> None:
+    gray = np.full((100, 100, 3), 128, np.uint8)
+    noises = np.array([(alone("noise", 0.05, number, gray) - 128.0).ravel() for number in range(4)])
+    assert noises.std(axis=1) / 255 == pytest.approx(0.05, rel=0.02)
+    assert np.abs(np.corrcoef(noises) - np.eye(4)).max() < 4.5 / math.sqrt(gray.size)
+
+
+@pytest.fixture
+def happened(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, float]]:
+    """What happens in a view, {kind: strength}, in its order; `draw` is the number that its noise begins with."""
+    seen: dict[str, float] = {}
+
+    def spy(kind: str) -> Callable[..., np.ndarray]:
+        def operation(pixels: np.ndarray, strength: float, *random: np.random.Generator) -> np.ndarray:
+            seen[kind] = strength
+            if random:
+                seen["draw"] = random[0].random()
+            return pixels
+
+        return operation
+
+    for kind, name in zip(KINDS, ("blur", "resize_and_restore", "add_noise", "compress"), strict=True):
+        monkeypatch.setattr(f"deepfake.data.augment.{name}", spy(kind))
+
+    def of(number: int, **how: float) -> dict[str, float]:
+        seen.clear()
+        view(picture(), number, **how)
+        return dict(seen)
+
+    return of
+
+
+EVEN = dict.fromkeys(KINDS, 0.5)
+ALWAYS = dict.fromkeys(KINDS, 1.0)
+
+
+def test_strengths_fill_their_range_evenly(happened) -> None:
+    ranges = {"blur": (1, 3), "shrink": (0.5, 0.9), "noise": (0.04, 0.1), "jpeg": (70, 75)}
+    ends = {f"{kind}_{end}": ranges[kind][place] for kind in KINDS for place, end in enumerate(("min", "max"))}
+    views = [happened(number, **ALWAYS, **ends) for number in range(1000)]
+    for kind, (low, high) in ranges.items():
+        drawn = [seen[kind] for seen in views]
+        assert low <= min(drawn)
+        assert max(drawn) <= high
+        counts = np.histogram(drawn, 6, (low, high))[0]
+        # Six counts of about 167: chi squared of 5 degrees exceeds 20.5 once in a thousand.
+        assert ((counts - 1000 / 6) ** 2 / (1000 / 6)).sum() < 20.5
+
+
+def test_every_quality_of_the_range_comes_up(happened) -> None:
+    assert {happened(n, jpeg=1, jpeg_min=70, jpeg_max=75)["jpeg"] for n in VIEWS} == set(range(70, 76))
+    assert {happened(n, jpeg=1, jpeg_min=70, jpeg_max=70)["jpeg"] for n in VIEWS} == {70}
+
+
+def test_compression_comes_last(happened) -> None:
+    assert list(happened(0, **ALWAYS)) == ["blur", "shrink", "noise", "draw", "jpeg"]
+
+
+def test_what_happens_does_not_depend_on_what_else_may(happened) -> None:
+    for number in VIEWS:
+        each: dict[str, float] = {}
+        for kind in KINDS:
+            each |= happened(number, **{kind: 0.5})
+        assert happened(number, **EVEN) == each
+
+
+def test_each_happens_and_is_as_strong_independently_of_the_others(happened) -> None:
+    numbers = range(1000)
+    whether = [[kind in happened(number, **EVEN) for kind in KINDS] for number in numbers]
+    strengths = [[happened(number, **ALWAYS)[kind] for kind in KINDS] for number in numbers]
+    study = [random_for("augment", 0, "content", number).random(5) for number in numbers]
+    related = np.corrcoef(np.hstack([whether, strengths, study]).astype(float).T)
+    assert np.abs(related - np.eye(13)).max() < 4.5 / math.sqrt(len(numbers))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (9, 2)])
+def test_small_images_come_back_whole(shape: tuple[int, int]) -> None:
+    pixels = np.full((*shape, 3), 90, np.uint8)
+    for number in range(40):
+        result = augment(pixels, ROBUST, 0, "x", number)
+        assert result.shape == pixels.shape
+        assert result.dtype == np.uint8
+        assert result.flags.c_contiguous
+
+
+@pytest.mark.parametrize(("choice", "how"), [("none", Augmentation()), ("study", STUDY), ("robust", ROBUST)])
+def test_what_is_shipped_is_what_is_tested_here(choice: str, how: Augmentation) -> None:
+    """That `none` equals no augmentation at all is also what lets all epochs share one view of an image."""
+    shipped = yaml.safe_load(Path(conf_dir(), "augment", f"{choice}.yaml").read_text(encoding="utf-8"))
+    assert shipped.pop("name") == choice
+    assert Augmentation(**shipped) == how
+
+
+def test_an_augmentation_is_plain_data() -> None:
+    assert Augmentation(**json.loads(json.dumps(asdict(ROBUST)))) == ROBUST

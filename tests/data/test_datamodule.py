@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from deepfake.data import datamodule
 from deepfake.data.augment import Augmentation, augment, crop_place
 from deepfake.data.datamodule import EpochSampler, FaceDataModule, collate, normalise
 from deepfake.data.prepared import Preparation
@@ -254,6 +255,38 @@ def test_training_images_are_augmented_as_of_the_epoch(module, faces: Path) -> N
     assert any(not np.array_equal(found[i], read(faces / p)) for i, p in enumerate(data.rows("train")["path"]))
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("preparation", [Preparation(), CROP], ids=["resize", "crop"])
+def test_batches_are_augmented_where_they_are_normalised(module, preparation: Preparation, workers: int) -> None:
+    """Flip and brightness, which come out the same to the byte, show that each image has its own numbers."""
+    options = {"how": Augmentation(flip=0.5, brightness=0.2), "preparation": preparation, "seed": 4}
+    later, at_once = module(device_augment=True, workers=workers, **options), module(**options)
+    for number in (0, 1):
+        batches = epoch(later.train_dataloader(), number), epoch(at_once.train_dataloader(), number)
+        assert any(not torch.equal(raw["image"], done["image"]) for raw, done in zip(*batches, strict=True))
+        for raw, done in zip(*batches, strict=True):
+            found, expected = (of.on_after_batch_transfer(b, 0) for of, b in ((later, raw), (at_once, done)))
+            assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_what_is_provided_is_augmented_as_what_is_loaded(module) -> None:
+    data = module(device_augment=True)
+    loaded = {
+        int(index): image
+        for batch in epoch(data.train_dataloader(), 2)
+        for index, image in zip(batch["index"], data.normalised(batch), strict=True)
+    }
+    for batch in data.image_batches("train", 2, [0, 3, 4, 8, 9, 10, 11]):
+        for index, image in zip(batch["index"], data.normalised(batch), strict=True):
+            assert torch.equal(image, loaded[int(index)])
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_validation_and_test_images_are_augmented_nowhere(module, part: str) -> None:
+    batches = [epoch(getattr(module(device_augment=on), f"{part}_dataloader")(), 1) for on in (False, True)]
+    assert_equal(*batches)
+
+
 def test_no_augmentation_leaves_training_images_clean(module, faces: Path) -> None:
     data = module(how=Augmentation())
     found = images(epoch(data.train_dataloader(), 1))
@@ -324,6 +357,7 @@ def test_a_views_key_holds_all_that_decides_its_pixels(module) -> None:
         module().view_key("train", 1),
         module(seed=1).view_key("train", 0),
         module(how=Augmentation(flip=0.5)).view_key("train", 0),
+        module(device_augment=True).view_key("train", 0),
         module().view_key("val", 0),
         module(preparation=Preparation(equalise=30)).view_key("val", 0),
         module(preparation=CROP).view_key("val", 0),
@@ -340,23 +374,36 @@ def test_views_that_are_the_same_have_one_key(module) -> None:
     assert module().view_key("val", 0) == module(seed=1).view_key("test", 3)
     assert module().view_key("val", 0) == module(how=plain, seed=2).view_key("train", 3)
     assert module(preparation=CROP).view_key("val", 0) == module(preparation=CROP, how=plain).view_key("test", 3)
+    assert module(device_augment=True).view_key("val", 0) == module().view_key("val", 0)
+    options = {"preparation": CROP, "how": plain}
+    assert module(device_augment=True, **options).view_key("train", 1) == module(**options).view_key("train", 1)
 
 
-def test_provided_rows_come_in_place_of_the_images_until_they_are_taken_back(module) -> None:
-    data = module(workers=2)  # for images alone: rows are handed out by this process
-    loader, plain = data.train_dataloader(), epoch(module().train_dataloader(), 0)
+@pytest.mark.parametrize("workers", [0, 2])  # for images alone: rows are handed out by this process
+@pytest.mark.parametrize("pieces", [2, 3])
+def test_provided_rows_come_in_place_of_the_images_in_pieces_of_whole_steps(
+    module, monkeypatch: pytest.MonkeyPatch, workers: int, pieces: int
+) -> None:
+    data = module(workers=workers, step=2 * BATCH)
     rows = np.random.default_rng(0).normal(size=(len(data.rows("train")), 7)).astype(np.float32)
-    data.provide("train", rows)
-    batches = epoch(loader, 0)
-    assert loader._iterator is None, "no process was started"
-    for batch, other in zip(batches, plain, strict=True):
+    monkeypatch.setattr(datamodule, "_PIECE_BYTES", 5 * BATCH * rows[0].nbytes if pieces == 2 else 1)
+    data.provider = lambda of, part, epoch: rows if (of, part, epoch) == (data, "train", 0) else None
+    loader, plain = data.train_dataloader(), epoch(module().train_dataloader(), 0)
+    batches = list(loader)
+    assert len(batches) == len(loader) == pieces
+    assert [len(batch["label"]) for batch in batches] == ([20, 4] if pieces == 2 else [10, 10, 4])
+    for name in ("index", "label"):
+        assert torch.equal(*(torch.cat([batch[name] for batch in those]) for those in (batches, plain)))
+    for batch in batches:
         assert batch.keys() == {"features", "label", "index"}
-        assert torch.equal(batch["index"], other["index"])
-        assert torch.equal(batch["label"], other["label"])
         assert np.array_equal(batch["features"].numpy(), rows[batch["index"]])
         assert data.on_after_batch_transfer(batch, 0) is batch
-    data.provide("train", None)
-    assert_equal(epoch(loader, 0), plain)
+
+
+def test_where_none_are_provided_images_come(module) -> None:
+    data = module()
+    data.provider = lambda of, part, epoch: None
+    assert_equal(epoch(data.train_dataloader(), 2), epoch(module().train_dataloader(), 2))
 
 
 # ------------------------------------------------------------------------------------- prepared before training

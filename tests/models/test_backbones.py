@@ -1,5 +1,6 @@
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import timm
@@ -79,6 +80,87 @@ def test_a_trunk_without_gradients_changes_no_logit(backbones: dict[str, Backbon
     logits.sum().backward()
     with_gradient = {key for key, value in backbone.network.named_parameters() if value.grad is not None}
     assert with_gradient == {key for key, value in backbone.network.named_parameters() if value.requires_grad}
+
+
+def pooled_as(backbone: Backbone) -> tuple[int, ...]:
+    """Shape of what the trunk gives of one image at the end."""
+    width = backbone.network.num_features
+    return (1, width) if "vit" in backbone.architecture else (width, 1, 1)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_trunk_is_its_stages_and_pooled_at_the_end(backbones: dict[str, Backbone], name: str) -> None:
+    backbone = backbones[name]
+    depths = range(1, len(backbone.stages) + 1)
+    outputs = backbone.trunk(images(), depths)
+    with torch.no_grad():
+        for depth, output in zip(depths, outputs, strict=True):
+            expected = backbone.features(images(), stop=depth)
+            if depth < len(backbone.stages):
+                assert torch.equal(output, expected)
+            else:
+                assert output.shape == (2, *pooled_as(backbone))
+                torch.testing.assert_close(backbone.head(output), backbone.head(expected), atol=1e-5, rtol=0)
+        torch.testing.assert_close(backbone(outputs[-1], start=len(depths)), backbone(images()), atol=1e-5, rtol=0)
+    assert not any(output.requires_grad for output in outputs)
+
+
+def test_a_trunk_goes_on_from_where_another_ended(backbones: dict[str, Backbone]) -> None:
+    backbone = backbones["resnet18"]
+    first, *others = backbone.trunk(images(), [2, 3, 5])
+    for found, expected in zip(backbone.trunk(first, [3, 5], start=2), others, strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "smaller"),
+    [
+        ("test_resnet", {}, True),
+        ("test_resnet", {"global_pool": "max"}, False),
+        ("test_resnet", {"global_pool": "catavgmax"}, False),
+        ("test_vit", {}, True),
+        ("test_vit", {"global_pool": "avg"}, False),
+        ("test_vit", {"global_pool": "avg", "class_token": False}, False),
+        ("test_vit2", {}, False),
+        ("test_vit3", {}, False),
+        ("ghostnet_100", {}, True),  # known by its parameter groups alone
+        ("test_convnext", {}, False),
+    ],
+)
+def test_pooling_changes_no_logit(name: str, settings: dict[str, Any], smaller: bool) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=2, **settings)
+    size = network.default_cfg["input_size"][-1]
+    backbone = Backbone(network, name, InputSpec(size, (0.5,) * 3, (0.5,) * 3, "bicubic")).eval()
+    inputs = images(2, size)
+    with torch.no_grad():
+        whole = backbone.features(inputs)
+        (pooled,) = backbone.trunk(inputs, [len(backbone.stages)])
+        assert (pooled.numel() < whole.numel()) is smaller
+        torch.testing.assert_close(backbone.head(pooled), network(inputs), atol=1e-6, rtol=1e-5)
+
+
+def test_what_is_pooled_is_float32(backbones: dict[str, Backbone]) -> None:
+    for name in ("resnet18", "vit_base_patch16_224"):
+        backbone = backbones[name]
+        stages = len(backbone.stages)
+        with torch.autocast("cpu", torch.bfloat16):
+            before, pooled = backbone.trunk(images(), [stages - 1, stages])
+        assert (before.dtype == torch.float32) is ("vit" in name), "the residual stream of a transformer stays whole"
+        assert pooled.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["resnet18", "ghostnet_100"])
+def test_the_hash_of_the_first_stages_is_of_their_weights_alone(name: str) -> None:
+    backbone = build_backbone(name, "none", SIZE)
+    before = backbone.weights_hash(range(len(backbone.stages) + 1))
+    assert len(set(before.values())) == len(before)
+    assert backbone.weights_hash([2, 4]) == {depth: before[depth] for depth in (2, 4)}
+    with torch.no_grad():
+        next(backbone.network.get_submodule(backbone.stages[2].members[-1]).parameters()).add_(1)
+        backbone.network.get_classifier().weight.add_(1)  # type: ignore[operator]
+    after = backbone.weights_hash(range(len(backbone.stages) + 1))
+    assert [depth for depth in before if before[depth] == after[depth]] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -1,5 +1,6 @@
 """What trains, what is logged and what a checkpoint holds, each against plain PyTorch or scikit-learn."""
 
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader
 from deepfake.config import CosineConfig, PlateauConfig, SchedulerConfig
 from deepfake.errors import UserError
 from deepfake.models.backbones import build_backbone
-from deepfake.models.detector import Detector, cosine_factor
+from deepfake.models.detector import DetectorModule, cosine_factor
 from deepfake.models.freezing import is_member
 
 pytestmark = [
@@ -28,9 +29,9 @@ SIZE = 32
 TINY = "test_resnet"  # timm's own for tests
 
 
-def detector(name: str = TINY, unfreeze: int | str = 0, **settings: Any) -> Detector:
+def detector(name: str = TINY, unfreeze: int | str = 0, **settings: Any) -> DetectorModule:
     torch.manual_seed(0)
-    return Detector(build_backbone(name, "none", input_size=SIZE), unfreeze, **settings)
+    return DetectorModule(build_backbone(name, "none", input_size=SIZE), unfreeze, **settings)
 
 
 def loader(images: int, batch_size: int = 4, seed: int = 0) -> DataLoader:
@@ -43,17 +44,15 @@ def loader(images: int, batch_size: int = 4, seed: int = 0) -> DataLoader:
 
 
 def fit(
-    module: Detector,
+    module: DetectorModule,
     train: DataLoader,
     val: DataLoader | None = None,
     epochs: int = 1,
-    accumulate: int = 1,
     callbacks: list[L.Callback] | None = None,
 ) -> L.Trainer:
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
-        accumulate_grad_batches=accumulate,
         callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,
@@ -114,15 +113,18 @@ def by_sklearn(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float
 def test_the_logged_loss_is_the_mean_over_images_whatever_is_accumulated(accumulate: int) -> None:
     watch = Watch()
     # The last batch is smaller, so that the mean over batches is not the mean over images.
-    fit(detector(lr=1e-2), loader(26), loader(6), epochs=2, accumulate=accumulate, callbacks=[watch])
+    fit(detector(lr=1e-2, accumulate=accumulate), loader(26), loader(6), epochs=2, callbacks=[watch])
     for epoch in watch.epochs:
         assert epoch["logged"]["train/loss"] == pytest.approx(epoch["loss"], rel=1e-5)
     assert abs(watch.epochs[0]["loss"] - watch.epochs[1]["loss"]) > 1e-4, "nothing was learned: the test sees nothing"
 
 
-def test_leftover_batches_step_and_leak_nothing_into_the_next_epoch() -> None:
-    watch, module, batches = Watch(), detector(unfreeze=1, lr=1e-2), loader(28)
-    fit(module, batches, epochs=2, accumulate=4, callbacks=[watch])
+def test_leftover_batches_step_and_leak_nothing_into_the_next_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Adam divides a gradient by its own size and so makes of a rounding a whole step: a larger epsilon leaves small
+    # what is small.
+    monkeypatch.setattr(torch.optim, "Adam", functools.partial(torch.optim.Adam, eps=1e-3))
+    watch, module, batches = Watch(), detector(unfreeze=1, lr=1e-2, accumulate=4), loader(28)
+    fit(module, batches, epochs=2, callbacks=[watch])
     assert len(batches) == 7
     assert [epoch["steps"] for epoch in watch.epochs] == [2, 4]
 
@@ -136,7 +138,7 @@ def test_leftover_batches_step_and_leak_nothing_into_the_next_epoch() -> None:
                 optimizer.step()
                 optimizer.zero_grad()
     for ours, theirs in zip(module.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -179,7 +181,7 @@ def test_after_a_fit_what_is_frozen_has_the_same_bytes_and_the_rest_has_not(name
 
 
 def test_the_vision_transformer_of_the_study() -> None:
-    module = Detector(build_backbone("vit_base_patch16_224", "none"), 0)
+    module = DetectorModule(build_backbone("vit_base_patch16_224", "none"), 0)
     spec = module.backbone.input_spec
     assert (spec.size, spec.mean, spec.std) == (224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     assert module.freezing.trained_weights == 768 * 2 + 2
@@ -189,7 +191,7 @@ def test_the_vision_transformer_of_the_study() -> None:
 # ------------------------------------------------------------------------------------------------- learning rate
 
 
-class Told(Detector):
+class Told(DetectorModule):
     """A detector whose validation losses are told beforehand, epoch by epoch."""
 
     losses: tuple[float, ...] = ()
@@ -230,8 +232,8 @@ def test_without_scheduler_the_rate_stays() -> None:
 
 
 def test_the_scheduler_looks_at_what_the_detector_calls_better(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Detector, "monitor", "val/auroc")
-    monkeypatch.setattr(Detector, "mode", "max")
+    monkeypatch.setattr(DetectorModule, "monitor", "val/auroc")
+    monkeypatch.setattr(DetectorModule, "mode", "max")
     setup = detector(scheduler=PlateauConfig()).configure_optimizers()["lr_scheduler"]
     assert (setup["monitor"], setup["scheduler"].mode) == ("val/auroc", "max")
 
@@ -264,8 +266,8 @@ def test_cosine_counts_optimizer_steps() -> None:
             used.append(optimizer.param_groups[0]["lr"])
 
     scheduler = CosineConfig(warmup_epochs=1, final_factor=0.1)
-    module = detector(lr=0.5, scheduler=scheduler, epochs=4)
-    fit(module, loader(10, batch_size=2), epochs=4, accumulate=2, callbacks=[Rates()])
+    module = detector(lr=0.5, scheduler=scheduler, epochs=4, batch_size=2, accumulate=2)
+    fit(module, loader(10, batch_size=2), epochs=4, callbacks=[Rates()])
     assert len(used) == 12  # five batches an epoch, two a step
     assert used == pytest.approx([0.5 * cosine_factor(step, 12, 3, 0.1) for step in range(12)])
 
@@ -279,7 +281,8 @@ def test_metrics_of_every_epoch_are_those_of_sklearn() -> None:
 
     class Validated(L.Callback):
         def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-            probabilities, labels, index = (torch.cat(column).numpy() for column in zip(*module.outputs, strict=True))
+            margins, labels, index = (torch.cat(column).numpy() for column in zip(*module.outputs, strict=True))
+            probabilities = 1 / (1 + np.exp(-margins))
             assert index.tolist() == list(range(14))
             validated.append((labels, probabilities))
 
@@ -314,6 +317,10 @@ def test_a_checkpoint_is_plain_data_that_says_what_it_is(
     trainer = fit(module, loader(8), loader(4), epochs=2)
     trainer.save_checkpoint(tmp_path / "any.ckpt")
     held = torch.load(tmp_path / "any.ckpt", weights_only=True)
+    left_out = {f"backbone.network.{name}" for name in module.backbone.frozen_names()}
+    assert left_out
+    assert not left_out & held["state_dict"].keys(), "what is frozen is left out"
+    module.complete(held)
 
     about = held["deepfake"]
     assert scalars_only(about)
@@ -328,8 +335,18 @@ def test_a_checkpoint_is_plain_data_that_says_what_it_is(
         "interpolation": spec.interpolation,
     }
     # What it says is enough to build the network again and have the same answers.
-    fresh = Detector(build_backbone(about["architecture"], "none", about["input"]["size"]))
+    fresh = DetectorModule(build_backbone(about["architecture"], "none", about["input"]["size"]))
     fresh.load_state_dict(held["state_dict"])
     images = torch.randn(4, 3, SIZE, SIZE)
     assert torch.equal(fresh.eval()(images), module.eval()(images))
     assert torch.equal(module(images), module.backbone(images).softmax(1)[:, 1])
+
+
+def test_a_checkpoint_of_other_frozen_weights_is_refused(tmp_path: Path) -> None:
+    module = detector(unfreeze=1)
+    fit(module, loader(8)).save_checkpoint(tmp_path / "any.ckpt")
+    held = torch.load(tmp_path / "any.ckpt", weights_only=True)
+    torch.manual_seed(1)
+    other = DetectorModule(build_backbone(TINY, "none", input_size=SIZE), 1)
+    with pytest.raises(UserError, match=r"made with other weights in the frozen stages \(sha256 \w{8}\.\.\.\)"):
+        other.complete(held)

@@ -1,21 +1,22 @@
-"""Every engine gives what eager gives, or eager takes its place and says so."""
+"""Every engine gives what eager float32 gives, or another takes its place and says so."""
 
 import copy
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from deepfake.config import ENGINES
 from deepfake.console import log
 from deepfake.errors import UserError
 from deepfake.models import engines
 from deepfake.models.backbones import Backbone, build_backbone
-from deepfake.models.engines import NAMES, build_engine
+from deepfake.models.engines import Engine, build_engine, planned, relative_distance
 from deepfake.models.freezing import freeze
 
 SIZE = 64
@@ -51,15 +52,23 @@ def images(count: int) -> Tensor:
     return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(count))
 
 
-def eager(backbone: Backbone, depth: int, batch: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The stages as anyone would run them."""
-    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        return backbone.features(batch, stop=depth)
+def eager(backbone: Backbone, depths: Sequence[int], batch: Tensor) -> list[Tensor]:
+    """The stages as anyone would run them; what all of them give is pooled."""
+    with torch.no_grad():
+        outputs = [backbone.features(batch, stop=depth) for depth in depths]
+        whole = [depth == len(backbone.stages) for depth in depths]
+        return [pooled(output) if all_of else output for output, all_of in zip(outputs, whole, strict=True)]
 
 
-def expect_close(found: Tensor, expected: Tensor, tolerance: float) -> None:
-    assert found.dtype == expected.dtype
-    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * expected.abs().max().item())
+def pooled(output: Tensor) -> Tensor:
+    return output.mean((2, 3), keepdim=True) if output.ndim == 4 else output[:, :1]
+
+
+def expect_close(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> None:
+    """Of float32 outputs."""
+    for mine, right in zip(found, expected, strict=True):
+        assert mine.dtype == right.dtype
+        torch.testing.assert_close(mine, right, rtol=0, atol=tolerance * right.abs().max().item())
 
 
 def need(name: str) -> None:
@@ -72,26 +81,22 @@ def need(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXTRAS)
 @pytest.mark.parametrize(
-    ("architecture", "depth"),
-    [
-        *((TINY, depth) for depth in (1, 3, 5)),
-        *(("test_efficientnet", depth) for depth in (1, 3, 5)),
-        *(("test_vit", depth) for depth in (1, 4, 6)),
-        *(("densenet121", depth) for depth in (2, 3)),
-    ],
+    ("architecture", "depths"),
+    [(TINY, (1, 3, 5)), ("test_efficientnet", (1, 3, 5)), ("test_vit", (1, 4, 6, 7)), ("densenet121", (2, 5))],
 )
-def test_engines_agree_with_eager(name: str, architecture: str, depth: int, said: list[str]) -> None:
+def test_engines_agree_with_eager(name: str, architecture: str, depths: Sequence[int], said: list[str]) -> None:
     need(name)
     backbone = network(architecture)
-    engine = build_engine(backbone, depth, name, images(4), "32-true")
+    engine = build_engine(backbone, depths, name, "float32", images(4))
     assert said == []
-    assert (engine.name, engine.tolerance) == (name, 1e-4)
+    assert (engine.name, engine.precision, engine.tolerance) == (name, "float32", 1e-4)
     for count in (4, 1, 3, 9):
-        expected = eager(backbone, depth, images(count))
+        expected = eager(backbone, depths, images(count))
         found = engine(images(count))
         expect_close(found, expected, 1e-5)
-        layout = torch.channels_last if expected.ndim == 4 else torch.contiguous_format
-        assert found.is_contiguous(memory_format=layout)
+        for output in found:
+            layout = torch.channels_last if output.ndim == 4 else torch.contiguous_format
+            assert output.is_contiguous(memory_format=layout)
 
 
 @pytest.mark.slow
@@ -99,23 +104,28 @@ def test_the_compiled_trunk_agrees_with_eager(said: list[str]) -> None:
     if shutil.which("g++") is None:
         pytest.skip("compile needs a C++ compiler, g++")
     backbone = network()
-    engine = build_engine(backbone, 1, "compile", images(4), "32-true")
+    engine = build_engine(backbone, [1, 2], "compile", "float32", images(4))
     assert said == []
     assert engine.name == "compile"
     for count in (4, 3, 9):
-        expect_close(engine(images(count)), eager(backbone, 1, images(count)), 1e-5)
+        expect_close(engine(images(count)), eager(backbone, [1, 2], images(count)), 1e-5)
 
 
-@pytest.mark.parametrize("name", ["eager", *EXTRAS])
-@pytest.mark.parametrize("architecture", [TINY, "test_vit"])
-def test_in_half_precision(name: str, architecture: str, said: list[str]) -> None:
+@pytest.mark.parametrize("name", ["eager", "openvino"])
+@pytest.mark.parametrize(("architecture", "stages"), [(TINY, 5), ("test_vit", 7)])
+def test_in_bfloat16(name: str, architecture: str, stages: int, said: list[str]) -> None:
     need(name)
     backbone = network(architecture)
-    engine = build_engine(backbone, 3, name, images(4), "bf16-mixed")
+    assert len(backbone.stages) == stages
+    engine = build_engine(backbone, [2, stages], name, "bfloat16", images(4))
     assert said == []
-    assert engine.name == name
+    assert (engine.name, engine.precision, engine.tolerance) == (name, "bfloat16", 0.05)
     for count in (4, 3):
-        expect_close(engine(images(count)), eager(backbone, 3, images(count), torch.bfloat16), 0.02)
+        found = engine(images(count))
+        assert [output.dtype for output in found] == [torch.bfloat16, torch.float32], "what is pooled stays whole"
+        for output, expected in zip(found, eager(backbone, [2, stages], images(count)), strict=True):
+            assert output.shape == expected.shape
+            assert 1e-4 < relative_distance(output, expected) < 0.05, "it is computed in bfloat16"
 
 
 @pytest.mark.parametrize("name", ["eager", *EXTRAS])
@@ -124,9 +134,9 @@ def test_the_precision_is_the_engines_own(name: str) -> None:
     need(name)
     backbone = network()
     with torch.autocast("cpu", torch.bfloat16):
-        engine = build_engine(backbone, 3, name, images(4), "32-true")
+        engine = build_engine(backbone, [3, 5], name, "float32", images(4))
         found = engine(images(4))
-    expect_close(found, eager(backbone, 3, images(4)), 1e-5)
+    expect_close(found, eager(backbone, [3, 5], images(4)), 1e-5)
 
 
 @pytest.mark.parametrize("name", ["eager", *EXTRAS])
@@ -134,17 +144,17 @@ def test_engines_may_be_built_where_no_gradient_is_known(name: str, said: list[s
     need(name)
     backbone = network()
     with torch.inference_mode():
-        engine = build_engine(backbone, 3, name, images(4), "32-true")
+        engine = build_engine(backbone, [3], name, "float32", images(4))
         found = engine(images(4))
     assert said == []
-    expect_close(found, eager(backbone, 3, images(4)), 1e-5)
+    expect_close(found, eager(backbone, [3], images(4)), 1e-5)
 
 
 @pytest.mark.parametrize("name", ["eager", *EXTRAS])
 def test_a_batch_stays_when_the_next_one_comes(name: str) -> None:
     need(name)
-    engine = build_engine(network(), 3, name, images(4), "32-true")
-    first = engine(images(4))
+    engine = build_engine(network(), [3], name, "float32", images(4))
+    (first,) = engine(images(4))
     before = first.clone()
     engine(images(4).neg())
     assert torch.equal(first, before)
@@ -155,7 +165,8 @@ def test_no_gradient_comes_from_an_engine(name: str) -> None:
     need(name)
     backbone = network()
     backbone.requires_grad_(True)
-    assert not build_engine(backbone, 3, name, images(4), "32-true")(images(4)).requires_grad
+    (output,) = build_engine(backbone, [3], name, "float32", images(4))(images(4))
+    assert not output.requires_grad
 
 
 @pytest.mark.parametrize("name", ["eager", *EXTRAS])
@@ -169,7 +180,7 @@ def test_the_network_stays_as_it_was(name: str) -> None:
         return tensors, [module.training for module in of.modules()], [p.requires_grad for p in of.parameters()]
 
     tensors, *modes = state(backbone)
-    build_engine(backbone, 3, name, images(4), "32-true")(images(3))
+    build_engine(backbone, [3], name, "float32", images(4))(images(3))
     tensors_after, *modes_after = state(backbone)
     assert modes_after == modes
     for (key, stride, value), (key_after, stride_after, value_after) in zip(tensors, tensors_after, strict=True):
@@ -177,7 +188,7 @@ def test_the_network_stays_as_it_was(name: str) -> None:
         assert torch.equal(value, value_after), key
 
 
-# ------------------------------------------------------------------------------------------------- eager instead
+# ------------------------------------------------------------------------------------------------- another instead
 
 
 def expect_eager_instead(
@@ -186,18 +197,27 @@ def expect_eager_instead(
     """Of an engine made by `builder`."""
     monkeypatch.setitem(engines._BUILDERS, "compile", builder)
     backbone = network()
-    engine = build_engine(backbone, 3, "compile", images(4), "32-true")
-    assert (engine.name, engine.tolerance) == ("eager", 0)
-    assert torch.equal(engine(images(5)), eager(backbone, 3, images(5).to(memory_format=torch.channels_last)))
+    engine = build_engine(backbone, [3], "compile", "float32", images(4))
+    assert (engine.name, engine.precision, engine.tolerance) == ("eager", "float32", 0)
+    expect_eager(engine, backbone)
     (warning,) = said
-    assert "the engine compile is not used, eager PyTorch takes its place: " in warning
+    assert "compile in float32 is not used, but eager in float32: " in warning
     assert reason in warning
     assert "\n" not in warning
 
 
-def failing(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
-    """Builds a trunk that does this to its output."""
-    return lambda trunk, sample, dtype: lambda batch: change(trunk(batch))
+def expect_eager(engine: Engine, backbone: Backbone) -> None:
+    (found,) = engine(images(5))
+    assert torch.equal(found, *eager(backbone, [3], images(5).to(memory_format=torch.channels_last)))
+
+
+def failing(change: Callable[[Tensor], Tensor], precision: str | None = None) -> Callable[..., Any]:
+    """Builds a trunk that does this to its outputs, in that precision or in any."""
+
+    def build(trunk: nn.Module, sample: Tensor, asked: str) -> engines.Run:
+        return lambda batch: [change(right) if precision in (None, asked) else right for right in trunk(batch)]
+
+    return build
 
 
 @pytest.mark.parametrize(
@@ -216,8 +236,17 @@ def failing(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
 def test_an_engine_that_gives_something_else_is_not_used(
     change: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
-    reason = "away from eager's, whose largest value is"
+    reason = "of its length away from that of eager PyTorch in float32: expected at most 0.0001"
     expect_eager_instead(monkeypatch, said, failing(change), reason)
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 2])
+def test_every_depth_is_checked(wrong: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(trunk: nn.Module, *_: Any) -> engines.Run:
+        return lambda batch: [right.flip(0) if n == wrong else right for n, right in enumerate(trunk(batch))]
+
+    monkeypatch.setitem(engines._BUILDERS, "compile", build)
+    assert build_engine(network(), [1, 3, 5], "compile", "float32", images(4)).name == "eager"
 
 
 def test_an_output_of_another_shape_is_refused(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
@@ -225,17 +254,57 @@ def test_an_output_of_another_shape_is_refused(monkeypatch: pytest.MonkeyPatch, 
     expect_eager_instead(monkeypatch, said, failing(lambda right: right.flatten(2)), reason)
 
 
+def test_an_output_too_few_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(trunk: nn.Module, *_: Any) -> engines.Run:
+        return lambda batch: trunk(batch)[1:]
+
+    monkeypatch.setitem(engines._BUILDERS, "compile", build)
+    assert build_engine(network(), [1, 3], "compile", "float32", images(4)).name == "eager"
+
+
 def test_an_engine_that_cannot_be_built_is_not_used(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("no compiler found:\n  tried g++\n\nSet VERBOSE=1 for more")
 
-    expect_eager_instead(monkeypatch, said, broken, "place: RuntimeError: no compiler found: tried g++")
+    expect_eager_instead(monkeypatch, said, broken, "float32: RuntimeError: no compiler found: tried g++")
     assert said[0].endswith("g++")
 
 
-def test_in_half_precision_a_wrong_engine_is_not_used_either(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_in_bfloat16_may_be_right_in_float32(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
+    monkeypatch.setitem(engines._BUILDERS, "compile", failing(lambda right: right.flip(0), "bfloat16"))
+    engine = build_engine(network(), [3], "compile", "bfloat16", images(4))
+    assert (engine.name, engine.precision) == ("compile", "float32")
+    (warning,) = said
+    assert "compile in bfloat16 is not used, but compile in float32: ValueError" in warning
+
+
+def test_what_fails_in_both_is_eager_in_float32(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
     monkeypatch.setitem(engines._BUILDERS, "compile", failing(lambda right: right.flip(0)))
-    assert build_engine(network(), 3, "compile", images(4), "bf16-mixed").name == "eager"
+    backbone = network()
+    engine = build_engine(backbone, [3], "compile", "bfloat16", images(4))
+    assert (engine.name, engine.precision) == ("eager", "float32")
+    expect_eager(engine, backbone)
+    assert len(said) == 2
+
+
+def test_eager_in_bfloat16_that_loses_too_much_is_eager_in_float32(
+    monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    monkeypatch.setitem(engines._TOLERANCES, "bfloat16", 1e-6)
+    backbone = network()
+    engine = build_engine(backbone, [3], "eager", "bfloat16", images(4))
+    assert (engine.name, engine.precision) == ("eager", "float32")
+    expect_eager(engine, backbone)
+    (warning,) = said
+    assert "eager in bfloat16 is not used, but eager in float32: ValueError" in warning
+
+
+def test_the_distance_is_that_of_the_image_where_it_is_largest() -> None:
+    expected = torch.tensor([[[3.0, 4.0]], [[30.0, 40.0]]])
+    found = expected + torch.tensor([[[0.0, 0.5]], [[0.5, 0.0]]])
+    assert relative_distance(found, expected) == pytest.approx(0.1)
+    assert relative_distance(found.flip(0), expected.flip(0)) == pytest.approx(0.1)
+    assert relative_distance(expected.bfloat16(), expected) == 0
 
 
 @pytest.mark.parametrize("name", EXTRAS)
@@ -248,43 +317,54 @@ def test_a_network_that_cannot_be_exported_runs_in_eager(name: str, said: list[s
 
     backbone = network()
     backbone.network.act1 = Bessel()
-    assert build_engine(backbone, 3, name, images(4), "32-true").name == "eager"
+    assert build_engine(backbone, [3], name, "float32", images(4)).name == "eager"
     (warning,) = said
-    assert f"the engine {name} is not used, eager PyTorch takes its place: UnsupportedOperatorError" in warning
+    assert f"{name} in float32 is not used, but eager in float32: UnsupportedOperatorError" in warning
 
 
 # ------------------------------------------------------------------------------------------------- which one
 
 
+CPU = torch.device("cpu")
+META = torch.device("meta")
+
+
 @pytest.mark.parametrize(
     ("precision", "absent", "chosen"),
     [
-        ("32-true", (), "openvino"),
-        ("32-true", ("openvino",), "onnxruntime"),
-        ("32-true", ("openvino", "onnxruntime"), "eager"),
-        ("bf16-mixed", (), "openvino"),
-        ("bf16-mixed", ("openvino",), "eager"),
+        ("float32", (), "openvino"),
+        ("float32", ("openvino",), "onnxruntime"),
+        ("float32", ("openvino", "onnxruntime"), "eager"),
+        ("bfloat16", (), "openvino"),
+        ("bfloat16", ("openvino",), "eager"),
     ],
 )
 def test_auto_takes_the_fastest_at_hand(
-    precision: str, absent: tuple[str, ...], chosen: str, monkeypatch: pytest.MonkeyPatch, said: list[str]
+    precision: str, absent: tuple[str, ...], chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "_missing", lambda name: [name] if name in absent else [])
-    for name in EXTRAS:
-        monkeypatch.setitem(engines._BUILDERS, name, failing(lambda right: right))
-    assert build_engine(network(), 3, "auto", images(4), precision).name == chosen
-    assert said == []
+    assert planned("auto", precision, CPU) == (chosen, precision)
+
+
+@pytest.mark.parametrize("name", ["eager", "compile", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("able", [{"avx512_bf16": True}, {"amx_bf16": True}, {"avx2": True}, {}])
+def test_auto_is_bfloat16_where_the_processor_and_the_engine_compute_in_it(
+    name: str, able: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "_missing", lambda name: [])
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    half = name != "onnxruntime" and ("avx512_bf16" in able or "amx_bf16" in able)
+    assert planned(name, "auto", CPU) == (name, "bfloat16" if half else "float32")
 
 
 def test_auto_is_eager_on_other_devices() -> None:
-    backbone = network().to("meta")
-    assert build_engine(backbone, 3, "auto", images(4).to("meta"), "32-true").name == "eager"
+    assert planned("auto", "auto", META) == ("eager", "float32")
 
 
 @pytest.mark.parametrize("name", EXTRAS)
 def test_what_runs_on_the_processor_alone_is_refused_on_other_devices(name: str) -> None:
     with pytest.raises(UserError, match=f"^the engine {name} runs on the processor: found the network on meta; "):
-        build_engine(network(), 3, name, images(4).to("meta"), "32-true")
+        planned(name, "float32", META)
 
 
 @pytest.mark.parametrize("name", EXTRAS)
@@ -296,7 +376,7 @@ def test_an_engine_that_is_not_installed_is_refused(name: str, package: str, mon
         monkeypatch.setitem(sys.modules, other, copy)
     monkeypatch.setitem(sys.modules, package, None)  # to the import system: not there
     with pytest.raises(UserError) as refused:
-        build_engine(network(), 3, name, images(4), "32-true")
+        planned(name, "float32", CPU)
     assert str(refused.value) == (
         f"the engine {name} needs onnx and {name}: found no {package}; pip install 'deepfake[{name}]', or choose auto"
     )
@@ -304,8 +384,8 @@ def test_an_engine_that_is_not_installed_is_refused(name: str, package: str, mon
 
 @pytest.mark.parametrize("name", ["", "tensorrt", "OpenVINO"])
 def test_unknown_names_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match=f"^the trunk's engine must be one of {', '.join(NAMES)}: found '{name}'; "):
-        build_engine(network(), 3, name, images(4), "32-true")
+    with pytest.raises(UserError, match=f"^the trunk's engine must be one of {', '.join(ENGINES)}: found '{name}'; "):
+        planned(name, "float32", CPU)
 
 
 # ------------------------------------------------------------------------------------------------- threads
@@ -324,11 +404,11 @@ def test_onnxruntime_takes_as_many_threads_as_torch(monkeypatch: pytest.MonkeyPa
     real = onnxruntime.InferenceSession
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert build_engine(network(), 1, "onnxruntime", images(2), "32-true").name == "onnxruntime"
+    assert build_engine(network(), [1], "onnxruntime", "float32", images(2)).name == "onnxruntime"
     assert threads == [3]
 
 
-@pytest.mark.parametrize(("precision", "hint"), [("32-true", "f32"), ("bf16-mixed", "bf16")])
+@pytest.mark.parametrize(("precision", "hint"), [("float32", "f32"), ("bfloat16", "bf16")])
 def test_openvino_takes_threads_and_precision_as_told(
     precision: str, hint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,6 +424,6 @@ def test_openvino_takes_threads_and_precision_as_told(
 
     monkeypatch.setattr(openvino, "Core", Core)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert build_engine(network(), 1, "openvino", images(2), precision).name == "openvino"
+    assert build_engine(network(), [1], "openvino", precision, images(2)).name == "openvino"
     (settings,) = told
     assert (settings["INFERENCE_NUM_THREADS"], settings["INFERENCE_PRECISION_HINT"]) == (3, hint)

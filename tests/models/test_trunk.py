@@ -5,10 +5,8 @@ import logging
 import multiprocessing
 import os
 import shutil
-import signal
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,25 +19,30 @@ import torch
 from torch import Tensor
 
 from deepfake.console import log
+from deepfake.data import datamodule
 from deepfake.data.augment import Augmentation
 from deepfake.data.catalog import scan
 from deepfake.data.datamodule import FaceDataModule
 from deepfake.data.layouts import find_images
 from deepfake.data.split import split
-from deepfake.models import trunk
+from deepfake.models import engines, store, trunk
 from deepfake.models.backbones import Backbone, build_backbone
-from deepfake.models.detector import Detector
+from deepfake.models.detector import DetectorModule
+from deepfake.models.engines import Engine
 from deepfake.models.freezing import freeze
-from deepfake.models.trunk import StoredTrunk, TrunkStore, restored, stored_depth, to_numpy
+from deepfake.models.store import TrunkStore
+from deepfake.models.trunk import StoredTrunk, Trunk, storable
 from deepfake.reporting.recorder import Recorder
 
 # What is frozen is in eval mode on purpose.
 pytestmark = pytest.mark.filterwarnings(r"ignore:Found \d+ module\(s\) in eval mode")
 SIZE = 32
-TINY = "test_resnet"  # timm's own for tests
+TINY = "test_resnet"  # timm's own for tests: a stem and four stages
+STAGES = 5
 STUDY = Augmentation(rotation=15, translation=0.1, flip=0.5, brightness=0.2)
 EPOCHS = 3
 BATCH = 8
+RANKS = ("/auroc", "/ap")
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +61,32 @@ def said(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], str]]:
     log.removeHandler(caplog.handler)
 
 
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each call of an engine has had, whichever engine it was."""
+    counts: list[int] = []
+    build = trunk.build_engine
+
+    def counting(*arguments: Any) -> Engine:
+        engine = build(*arguments)
+
+        def run(images: Tensor) -> Sequence[Tensor]:
+            counts.append(len(images))
+            return engine.run(images)
+
+        return replace(engine, run=run)
+
+    monkeypatch.setattr(trunk, "build_engine", counting)
+    return counts
+
+
 @dataclass
 class Fitted:
     history: pd.DataFrame
     figures: dict[str, float]  # of the test part
+    margins: Tensor  # of the test part, in its order
     weights: dict[str, Tensor]
-    passes: int  # images that went through the first stage
+    passes: int  # images that went through the first stage in PyTorch
 
 
 Fit = Callable[..., Fitted]
@@ -81,45 +104,54 @@ def fit(manifest: pd.DataFrame, faces: Path, tmp_path: Path, monkeypatch: pytest
         name: str,
         unfreeze: int,
         root: Path | None = None,
-        precision: Any = "32-true",
+        engine: str | None = "eager",
+        precision: str = "float32",
+        keep: Sequence[int] = (),
         epochs: int = EPOCHS,
         table: pd.DataFrame = manifest,
         callback: L.Callback | None = None,
         drop_rate: float = 0.0,
+        batch: int = BATCH,
+        accumulate: int = 1,
+        mixed: str = "32-true",
         **options: Any,
     ) -> Fitted:
+        """Without a root nothing is stored; without an engine the network runs as a whole."""
         L.seed_everything(0, verbose=False)
-        module = Detector(build_backbone(name, "none", SIZE, drop_rate), unfreeze, lr=1e-3)
-        data = data_of(table, faces, module.backbone, **options)
-        callbacks: list[L.Callback] = [Recorder(tmp_path), *([callback] if callback else [])]
-        if root is not None:
-            kept = TrunkStore(module.backbone, stored_depth(module.backbone), root, precision, max_gb=1)
-            callbacks.append(StoredTrunk(kept, epochs, show=False))
+        backbone = build_backbone(name, "none", SIZE, drop_rate)
+        module = DetectorModule(backbone, unfreeze, lr=1e-3, batch_size=batch, accumulate=accumulate)
+        data = data_of(table, faces, backbone, batch_size=batch, step=batch * accumulate, **options)
+        if engine is not None:
+            module.trunk = trunk_of(backbone, keep, engine, precision)
+            if root is not None:
+                data.provider = StoredTrunk(module.trunk, root, max_gb=1, epochs=epochs, show=False).rows
         passes = 0
 
         def count(_: Any, arguments: tuple[Tensor]) -> None:
             nonlocal passes
             passes += len(arguments[0]) if arguments[0].any() else 0  # zeros only measure a row
 
-        first = module.backbone.stages[0].members[0]
-        module.backbone.network.get_submodule(first).register_forward_pre_hook(count)
+        backbone.network.get_submodule(backbone.stages[0].members[0]).register_forward_pre_hook(count)
         trainer = L.Trainer(
             accelerator="cpu",
-            precision=precision,
+            precision=mixed,  # type: ignore[arg-type]
             max_epochs=epochs,
-            callbacks=callbacks,
+            callbacks=[Recorder(tmp_path), *([callback] if callback else [])],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            reload_dataloaders_every_n_epochs=1 if data.provider else 0,
             deterministic=True,
         )
         trainer.fit(module, datamodule=data)
         history = pd.read_csv(tmp_path / "metrics.csv").drop(columns="seconds")
         trainer.test(module, datamodule=data, verbose=False)
         figures = {key: float(value) for key, value in trainer.callback_metrics.items()}
-        return Fitted(history, figures, module.backbone.network.state_dict(), passes)
+        margins, _, index = (torch.cat(column) for column in zip(*module.outputs, strict=True))
+        assert index.tolist() == list(range(len(data.rows("test"))))
+        return Fitted(history, figures, margins, backbone.network.state_dict(), passes)
 
     return fit
 
@@ -130,20 +162,62 @@ def data_of(
     backbone: Backbone,
     how: Augmentation = STUDY,
     seed: int = 0,
+    batch_size: int = BATCH,
     **options: Any,
 ) -> FaceDataModule:
-    return FaceDataModule(manifest, faces, backbone.input_spec, how, seed, batch_size=BATCH, **options)
+    return FaceDataModule(manifest, faces, backbone.input_spec, how, seed, batch_size=batch_size, **options)
 
 
-def expect_same(one: Fitted, other: Fitted) -> None:
-    pd.testing.assert_frame_equal(one.history, other.history, rtol=0, atol=1e-6)
-    assert one.figures == pytest.approx(other.figures, abs=1e-6)
+def backbone_of(name: str = TINY, unfreeze: int | str = 0) -> Backbone:
+    """Of the same weights each time."""
+    torch.manual_seed(0)
+    backbone = build_backbone(name, "none", SIZE)
+    freeze(backbone, unfreeze)
+    return backbone
+
+
+def trunk_of(
+    backbone: Backbone, keep: Sequence[int] = (), engine: str = "eager", precision: str = "float32"
+) -> Trunk:
+    """Keeping what runs with these values of `unfreeze` need."""
+    return Trunk(backbone, [len(backbone.stages) - unfreeze for unfreeze in keep], engine, precision)
+
+
+def expect_same(one: Fitted, other: Fitted, ranks: bool = True) -> None:
+    """Same figures of every epoch, margins and weights.
+
+    Args:
+        ranks: whether figures that compare images with each other are to be the same too. Of a deep network with
+            random weights so little arrives at the end that images differ by no more than rounding.
+    """
+    columns = [name for name in one.history if ranks or not name.endswith(RANKS)]
+    pd.testing.assert_frame_equal(one.history[columns], other.history[columns], rtol=0, atol=1e-6)
+    assert {key: one.figures[key] for key in one.figures if ranks or not key.endswith(RANKS)} == pytest.approx(
+        {key: other.figures[key] for key in other.figures if ranks or not key.endswith(RANKS)}, abs=1e-6
+    )
+    torch.testing.assert_close(one.margins, other.margins, rtol=0, atol=1e-6)
     for name, tensor in one.weights.items():
         torch.testing.assert_close(tensor, other.weights[name], rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def packs(root: Path) -> list[Path]:
     return sorted(root.glob("*/*.npy"))
+
+
+def contents(root: Path) -> list[bytes]:
+    return sorted(pack.read_bytes() for pack in packs(root))
+
+
+def once(manifest: pd.DataFrame, views: int = EPOCHS) -> int:
+    """How many (image, view) a run needs."""
+    parts = manifest["split"].value_counts()
+    return parts["train"] * views + parts["val"] + parts["test"]
+
+
+def every_time(manifest: pd.DataFrame) -> int:
+    """How many images a run passes through a trunk whose output it does not keep."""
+    parts = manifest["split"].value_counts()
+    return (parts["train"] + parts["val"]) * EPOCHS + parts["test"]
 
 
 # ------------------------------------------------------------------------------------------------- the same run
@@ -153,42 +227,154 @@ def packs(root: Path) -> list[Path]:
 def test_stored_and_computed_trunks_train_the_same_network(
     name: str, fit: Fit, manifest: pd.DataFrame, tmp_path: Path
 ) -> None:
-    parts = manifest["split"].value_counts()
-    every = parts["train"] * EPOCHS + parts["val"] + parts["test"]
     for unfreeze in (0, 1, 2):
-        computed = fit(name, unfreeze)
-        stored = fit(name, unfreeze, tmp_path / "trunk")
-        expect_same(stored, computed)
-        assert computed.passes == parts["train"] * EPOCHS + parts["val"] * EPOCHS + parts["test"]
-        # The first fills the store; those that train the last stages too find everything there.
-        assert stored.passes == (every if unfreeze == 0 else 0)
-    assert len(packs(tmp_path / "trunk")) == EPOCHS + 2, "each view of these few images is one pack"
+        whole = fit(name, unfreeze, engine=None)
+        assert whole.passes == every_time(manifest)
+        stored = fit(name, unfreeze, tmp_path / "trunk", keep=(1, 2) if unfreeze == 0 else ())
+        expect_same(stored, whole, ranks=False)
+        # The first fills the store for all: those that train the last stages too find everything there.
+        assert stored.passes == (once(manifest) if unfreeze == 0 else 0)
+    assert len(packs(tmp_path / "trunk")) == 3 * (EPOCHS + 2), (
+        "at each depth, each view of these few images is one pack"
+    )
 
 
-def test_in_half_precision_too(fit: Fit, tmp_path: Path) -> None:
-    expect_same(fit(TINY, 1, tmp_path, "bf16-mixed"), fit(TINY, 1, None, "bf16-mixed"))
-    assert {np.load(file).dtype for file in packs(tmp_path)} == {np.dtype(np.uint16)}
+def test_stored_rows_are_of_images_as_the_device_augments_them(
+    manifest: pd.DataFrame, faces: Path, tmp_path: Path
+) -> None:
+    made = trunk_of(backbone_of())
+    data = data_of(manifest, faces, made.backbone, device_augment=True)
+    rows = StoredTrunk(made, tmp_path, 1.0, EPOCHS, show=False).rows(data, "train", 1)
+    assert rows is not None
+    places = np.arange(len(data.rows("train")))
+    batches = list(data.image_batches("train", 1, places.tolist()))
+    augmented = torch.cat([made(data.normalised(batch)) for batch in batches])
+    plain = torch.cat([made(data.normalised({"image": batch["image"]})) for batch in batches])
+    found = torch.from_numpy(rows[places])
+    torch.testing.assert_close(found, augmented, rtol=0, atol=1e-6)
+    assert (found - plain).abs().max() > 1e-3
+
+
+def test_of_stages_that_a_run_trains_it_keeps_what_they_gave_before(fit: Fit, tmp_path: Path) -> None:
+    fit(TINY, 2, tmp_path / "trunk", keep=(0, 1))
+    for unfreeze in (0, 1):
+        stored = fit(TINY, unfreeze, tmp_path / "trunk")
+        assert stored.passes == 0, "one pass for a sweep, whichever of its jobs comes first"
+        expect_same(stored, fit(TINY, unfreeze, engine=None))
+
+
+def test_where_only_a_run_s_own_rows_fit_those_of_others_are_left_out(
+    manifest: pd.DataFrame, faces: Path, tmp_path: Path
+) -> None:
+    made = trunk_of(backbone_of(), keep=[2])
+    data = data_of(manifest, faces, made.backbone)
+    own = made.row_bytes()[STAGES] * once(manifest)
+    assert own < sum(made.row_bytes().values()) * once(manifest)
+    assert StoredTrunk(made, tmp_path, 2 * own / 1e9, EPOCHS, show=False).rows(data, "val", 0) is not None
+    assert made.depths == [STAGES]
+
+
+def test_a_run_alone_stores_at_its_own_depth_alone(fit: Fit, manifest: pd.DataFrame, tmp_path: Path) -> None:
+    fit(TINY, 1, tmp_path)
+    assert len(list(tmp_path.glob("*/index.sqlite"))) == 1
+    assert fit(TINY, 0, tmp_path).passes == once(manifest)
+
+
+def test_without_a_store_the_same_engine_runs(
+    fit: Fit, manifest: pd.DataFrame, tmp_path: Path, computed: list[int]
+) -> None:
+    without = fit(TINY, 1)
+    assert without.passes == sum(computed) == every_time(manifest)
+    expect_same(without, fit(TINY, 1, engine=None))
+    computed.clear()
+    expect_same(without, fit(TINY, 1, tmp_path / "trunk"))
+    assert sum(computed) == once(manifest)
+
+
+@pytest.mark.parametrize("unfreeze", [0, 1])
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_another_engine_gives_the_same_run_stored_or_not(
+    engine: str,
+    unfreeze: int,
+    fit: Fit,
+    manifest: pd.DataFrame,
+    tmp_path: Path,
+    computed: list[int],
+    said: Callable[[], str],
+) -> None:
+    if absent := engines._missing(engine):
+        pytest.skip(f"{engine} needs {' and '.join(absent)}: pip install 'deepfake[{engine}]'")
+    without = fit(TINY, unfreeze, engine=engine)
+    assert sum(computed) == every_time(manifest)
+    computed.clear()
+    for _ in ("filled", "found"):
+        expect_same(fit(TINY, unfreeze, tmp_path / "trunk", engine), without)
+        assert sum(computed) == once(manifest)
+    assert "is not used" not in said()
+
+
+def test_a_network_known_by_its_parameter_groups_is_stored_as_a_whole(
+    fit: Fit, manifest: pd.DataFrame, tmp_path: Path
+) -> None:
+    whole = fit("ghostnet_100", 0, engine=None)
+    stored = fit("ghostnet_100", 0, tmp_path / "trunk", keep=(1, 2))
+    expect_same(stored, whole)
+    assert stored.passes == once(manifest)
+    assert fit("ghostnet_100", 0, tmp_path / "trunk").passes == 0
+
+
+def test_under_a_trainer_in_half_precision_too(fit: Fit, tmp_path: Path) -> None:
+    expect_same(fit(TINY, 1, tmp_path, mixed="bf16-mixed"), fit(TINY, 1, mixed="bf16-mixed"))
+
+
+@pytest.mark.parametrize(("unfreeze", "dtype"), [(0, np.float32), (1, np.uint16)])
+def test_in_bfloat16_what_is_pooled_stays_whole(unfreeze: int, dtype: type, fit: Fit, tmp_path: Path) -> None:
+    stored = fit(TINY, unfreeze, tmp_path, precision="bfloat16")
+    expect_same(stored, fit(TINY, unfreeze, precision="bfloat16"))
+    assert {np.load(file).dtype for file in packs(tmp_path)} == {np.dtype(dtype)}
 
 
 def test_views_in_turn_are_computed_once_and_are_those_of_the_images(
     fit: Fit, manifest: pd.DataFrame, tmp_path: Path
 ) -> None:
-    parts = manifest["split"].value_counts()
     stored = fit(TINY, 1, tmp_path / "trunk", epochs=4, views=2)
-    assert stored.passes == parts["train"] * 2 + parts["val"] + parts["test"]
+    assert stored.passes == once(manifest, views=2)
     expect_same(stored, fit(TINY, 1, epochs=4, views=2))
 
 
+@pytest.mark.parametrize(
+    ("unfreeze", "drop_rate"),
+    [(0, 0.0), (0, 0.5), (1, 0.0)],
+    ids=["a step at once", "dropout: batch by batch", "norms: batch by batch"],
+)
+@pytest.mark.parametrize("piece_bytes", [1, 30_000])
+def test_rows_in_pieces_take_the_steps_of_the_batches(
+    unfreeze: int,
+    drop_rate: float,
+    piece_bytes: float,
+    fit: Fit,
+    manifest: pd.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = (manifest["split"] == "train").sum()
+    assert images % 3, "the last batch is not full"
+    assert -(-images // 3) % 4, "nor the last step"
+    monkeypatch.setattr(datamodule, "_PIECE_BYTES", piece_bytes)
+    how: dict[str, Any] = {"batch": 3, "accumulate": 4, "drop_rate": drop_rate, "epochs": 2}
+    expect_same(fit(TINY, unfreeze, tmp_path / "trunk", **how), fit(TINY, unfreeze, engine=None, **how))
+
+
 def test_dropout_drops_the_same(fit: Fit, tmp_path: Path) -> None:
-    computed = fit(TINY, 0, drop_rate=0.5)
+    without = fit(TINY, 0, drop_rate=0.5)
     for _ in ("filled", "found"):
-        expect_same(fit(TINY, 0, tmp_path / "trunk", drop_rate=0.5), computed)
+        expect_same(fit(TINY, 0, tmp_path / "trunk", drop_rate=0.5), without)
 
 
 def test_rows_of_several_packs_train_the_same_network(
     fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trunk, "_PACK_ROWS", 2 * BATCH)
+    monkeypatch.setattr(store, "_PACK_ROWS", 2 * BATCH)
     expect_same(fit(TINY, 1, tmp_path / "trunk"), fit(TINY, 1))
 
 
@@ -199,10 +385,6 @@ def test_rows_do_not_depend_on_the_number_of_loader_processes(fit: Fit, tmp_path
     assert several.passes == alone.passes
     expect_same(several, alone)
     assert contents(tmp_path / "several") == contents(tmp_path / "alone")
-
-
-def contents(root: Path) -> list[bytes]:
-    return sorted(pack.read_bytes() for pack in packs(root))
 
 
 # ---------------------------------------------------------------------------------- only what is missing is computed
@@ -224,6 +406,15 @@ def test_of_more_images_only_the_new_ones_are_computed(fit: Fit, manifest: pd.Da
     stored = fit(TINY, 0, tmp_path / "trunk")
     assert stored.passes == (len(manifest) - len(fewer)) * EPOCHS
     expect_same(stored, fit(TINY, 0))
+
+
+def test_at_each_depth_only_what_is_missing_there_is_stored(fit: Fit, manifest: pd.DataFrame, tmp_path: Path) -> None:
+    fewer = manifest.drop(manifest.index[manifest["split"] == "train"][::2])
+    fit(TINY, 1, tmp_path / "trunk", table=fewer)
+    fit(TINY, 0, tmp_path / "trunk", keep=(1,))
+    rows = {folder: sum(len(np.load(pack)) for pack in folder.glob("*.npy")) for folder in tmp_path.glob("trunk/*")}
+    assert list(rows.values()) == [once(manifest)] * 2
+    assert fit(TINY, 1, tmp_path / "trunk").passes == 0
 
 
 def test_equal_files_are_computed_once(fit: Fit, manifest: pd.DataFrame, tmp_path: Path) -> None:
@@ -272,18 +463,37 @@ def test_the_store_may_be_deleted_between_two_epochs(
     assert "not stored" not in said()
 
 
+class Gone(TrunkStore):
+    """Whatever it stores is deleted at once."""
+
+    def _write(self, images: Sequence[str], view: Any, rows: np.ndarray) -> None:
+        super()._write(images, view, rows)
+        for pack in self.folder.glob("*.npy"):
+            pack.unlink()
+
+
+def test_what_is_deleted_before_it_is_used_costs_the_epoch_no_more_than_time(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]
+) -> None:
+    without = fit(TINY, 0)
+    monkeypatch.setattr(trunk, "TrunkStore", Gone)
+    expect_same(fit(TINY, 0, tmp_path / "trunk"), without)
+    assert "was deleted just now: the epoch goes on without" in said()
+
+
 # ------------------------------------------------------------------------------------------ the run goes on without
 
 
+@pytest.mark.parametrize("keep", [(), (1, 2)])
 def test_on_a_full_disk_the_run_goes_on_without(
-    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]
+    keep: Sequence[int], fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]
 ) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    computed = fit(TINY, 0)
-    monkeypatch.setattr(trunk, "write_bytes", full)
-    expect_same(fit(TINY, 0, tmp_path / "trunk"), computed)
+    without = fit(TINY, 0)
+    monkeypatch.setattr(store, "write_bytes", full)
+    expect_same(fit(TINY, 0, tmp_path / "trunk", keep=keep), without)
     (line,) = [line for line in said().splitlines() if "not stored" in line]
     assert line.endswith(
         f"not stored in {tmp_path / 'trunk'}: [Errno 28] No space left on device. The run goes on without."
@@ -291,299 +501,179 @@ def test_on_a_full_disk_the_run_goes_on_without(
 
 
 def test_without_a_usable_index_the_run_goes_on_without(fit: Fit, tmp_path: Path, said: Callable[[], str]) -> None:
-    computed = fit(TINY, 0, tmp_path / "trunk")
+    without = fit(TINY, 0, tmp_path / "trunk")
     (index,) = tmp_path.glob("trunk/*/index.sqlite")
     index.write_bytes(b"no database" * 1000)
-    expect_same(fit(TINY, 0, tmp_path / "trunk"), computed)
+    expect_same(fit(TINY, 0, tmp_path / "trunk"), without)
     (line,) = [line for line in said().splitlines() if "not stored" in line]
     assert line.endswith("file is not a database. The run goes on without.")
 
 
-# ------------------------------------------------------------------------------------------------- the store
-
-
-def store(
-    root: Path, backbone: Backbone | None = None, max_gb: float = 1.0, precision: str = "32-true"
-) -> TrunkStore:
-    if backbone is None:
-        torch.manual_seed(0)
-        backbone = build_backbone(TINY, "none", SIZE)
-    return TrunkStore(backbone, 3, root, precision, max_gb)
-
-
-def rows_of(images: str) -> Tensor:
-    """A row of 1,000 numbers for each letter."""
-    return torch.stack([torch.full((1000,), float(ord(image))) for image in images])
-
-
-def batches(images: str, size: int = 2) -> Iterator[Tensor]:
-    return (rows_of(images[start : start + size]) for start in range(0, len(images), size))
-
-
-def missing(kept: TrunkStore, images: str, view: Any = "clean") -> str:
-    return "".join(images[place] for place in kept.find(images, view).missing)
-
-
-PACK = 128 + 4000  # bytes of a pack of one row
-
-
-def test_rows_come_in_the_order_asked_for_from_any_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trunk, "_PACK_ROWS", 3)
-    kept = store(tmp_path)
-    kept.add("abcdefgh", "clean", batches("abcdefgh"))
-    assert len(packs(tmp_path)) == 2
-    rows = kept.find("hgabcc", "clean")
-    places = np.array([5, 0, 2, 2, 4, 1])
-    assert np.array_equal(rows[places], rows_of("chaacg").numpy())
-
-
-def test_a_pack_is_written_when_it_is_large_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trunk, "_PACK_BYTES", 3 * 4000)
-    store(tmp_path).add("abcdefghi", "clean", batches("abcdefghi"))
-    assert sorted(len(np.load(pack)) for pack in packs(tmp_path)) == [1, 4, 4]
-
-
-def test_a_view_of_an_image_is_not_another(tmp_path: Path) -> None:
-    kept = store(tmp_path)
-    kept.add("ab", ["study", 0], batches("ab"))
-    assert missing(kept, "abc", ["study", 0]) == "c"
-    assert missing(kept, "abc", ["study", 1]) == "abc"
-
-
-@pytest.mark.parametrize("count", [1, 3, 5])
-def test_too_few_or_too_many_rows_are_an_error(tmp_path: Path, count: int) -> None:
-    with pytest.raises(OSError, match=f"expected 4 rows, found {count}"):
-        store(tmp_path).add("abcd", "clean", [torch.ones(1, 8)] * count)
-
-
-def test_a_pack_that_cannot_be_written_is_an_error_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("root", [True, False], ids=["stored", "not stored"])
+def test_an_engine_that_fails_its_check_is_replaced_and_that_is_said_once(
+    root: bool,
+    fit: Fit,
+    manifest: pd.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    computed: list[int],
+    said: Callable[[], str],
 ) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def wrong(module: torch.nn.Module, *_: Any) -> Callable[[Tensor], list[Tensor]]:
+        return lambda images: [output.flip(0) for output in module(images)]
 
-    kept = store(tmp_path)
-    monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OSError, match="No space left"):
-        kept.add("ab", "clean", batches("ab"))
-    assert packs(tmp_path) == list(tmp_path.rglob("*.tmp")) == []
-    assert missing(kept, "ab") == "ab"
+    monkeypatch.setitem(engines._BUILDERS, "compile", wrong)
+    folder = tmp_path / "trunk" if root else None
+    expect_same(fit(TINY, 0, folder, "compile"), fit(TINY, 0, engine=None))
+    assert said().count("compile in float32 is not used, but eager in float32: ") == 1
+    assert sum(computed) == (once(manifest) if root else every_time(manifest))
+    if folder is None:
+        return
+    (pack_folder,) = {pack.parent for pack in packs(folder)}
+    assert pack_folder == TrunkStore(folder, trunk_of(backbone_of()).identity(STAGES), 1).folder
+    assert fit(TINY, 0, folder).passes == 0, "they are those of eager PyTorch"
+    computed.clear()
+    fit(TINY, 0, folder, "compile")
+    assert computed == [], "and are found by whoever hopes for that engine again"
+    assert said().count("is not used") == 1
 
 
-def in_another_process(work: Callable[[], None]) -> multiprocessing.process.BaseProcess:
-    process = multiprocessing.get_context("fork").Process(target=work)
-    process.start()
-    return process
-
-
-@pytest.mark.slow
-def test_a_killed_pass_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trunk, "_PACK_ROWS", 4)
-    kept = store(tmp_path)
-
-    def killed() -> Iterator[Tensor]:
-        yield from batches("abcdefghij")
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    process = in_another_process(lambda: kept.add("abcdefghijkl", "clean", killed()))
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    assert missing(kept, "abcdefghijkl") == "ijkl", "the last pack was not full"
-    kept.add("ijkl", "clean", batches("ijkl"))
-    rows = kept.find("abcdefghijkl", "clean")
-    assert np.array_equal(rows[np.arange(12)], rows_of("abcdefghijkl").numpy())
+# --------------------------------------------------------------------------------------------- several processes
 
 
 @pytest.mark.slow
-def test_processes_may_fill_the_store_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trunk, "_PACK_ROWS", 2)
-    kept = store(tmp_path)
-    shares = ["abcdefghijklmnop", "abcdefghijklmnop", "ponmlkjihgfedcba", "mnopqrstuvwxyz"]
+@pytest.mark.parametrize("unfreeze", [(0, 0), (0, 1)])
+def test_of_two_processes_that_need_the_same_rows_one_computes_them(
+    unfreeze: tuple[int, int], manifest: pd.DataFrame, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As two jobs of a sweep do, each of which keeps what the other needs."""
+    context = multiprocessing.get_context("fork")
+    passed = context.SimpleQueue()
+    begun, opened = context.Event(), context.Event()
+    compute = Trunk.compute
 
-    def fill(share: str) -> None:
-        kept.claim([(share, "clean")])
-        kept.add(share, "clean", batches(share))
+    def counted(self: Trunk, images: Tensor) -> list[Tensor]:
+        begun.set()
+        assert opened.wait(60)
+        passed.put(len(images))
+        return compute(self, images)
 
-    processes = [in_another_process(partial(fill, share)) for share in shares]
-    for process in processes:
+    monkeypatch.setattr(Trunk, "compute", counted)
+
+    def need(unfreeze: int) -> None:
+        backbone = backbone_of(TINY, unfreeze)
+        provider = StoredTrunk(trunk_of(backbone, (0, 1)), tmp_path, 1, EPOCHS, show=False)
+        rows = provider.rows(data_of(manifest, faces, backbone), "train", 0)
+        assert rows is not None
+        assert len(rows.missing) == 0
+
+    first, second = (context.Process(target=need, args=[n]) for n in unfreeze)
+    first.start()
+    assert begun.wait(60)
+    second.start()  # while the first computes
+    second.join(1)
+    assert second.is_alive(), "it waits"
+    opened.set()
+    for process in (first, second):
         process.join()
-    assert [process.exitcode for process in processes] == [0] * len(shares)
-    images = "abcdefghijklmnopqrstuvwxyz"
-    assert missing(kept, images) == ""
-    assert np.array_equal(kept.find(images, "clean")[np.arange(26)], rows_of(images).numpy())
+    assert (first.exitcode, second.exitcode) == (0, 0)
+    count = 0
+    while not passed.empty():
+        count += passed.get()
+    assert count == (manifest["split"] == "train").sum()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_rows_come_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
-    bits = torch.randint(-(2**15), 2**15, (6, 4, 5, 3, 2), dtype=torch.int16)
-    features = bits[..., 0] if dtype != torch.float32 else bits
-    features = features.contiguous().view(dtype).reshape(6, 4, 5, 3)
-    # Laid out as convolutions leave them.
-    features = features.contiguous(memory_format=torch.channels_last)
-    kept = store(tmp_path)
-    kept.add("abcdef", "clean", [features[:4], features[4:]])
-    back = restored(torch.from_numpy(kept.find("abcdef", "clean")[np.arange(6)]))
-    assert back.dtype == dtype
-    assert back.is_contiguous(memory_format=torch.channels_last)
-    assert to_numpy(back).tobytes() == to_numpy(features).tobytes()
+# ------------------------------------------------------------------------------------------------- the trunk
 
 
-def test_tokens_come_back_as_they_are() -> None:
-    tokens = torch.randn(2, 5, 3).bfloat16()
-    assert torch.equal(restored(torch.from_numpy(to_numpy(tokens))), tokens)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", [TINY, "test_vit"])
+def test_what_a_row_takes_is_told_before_one_is_made(name: str, precision: str) -> None:
+    made = trunk_of(backbone_of(name, 1), (0, 1, 3), precision=precision)
+    outputs = made.compute(torch.randn(2, 3, SIZE, SIZE))
+    taken = {d: store.to_numpy(output[:1]).nbytes for d, output in zip(made.depths, outputs, strict=True)}
+    assert made.row_bytes() == taken
 
 
-def test_rows_of_another_type_are_not_mixed_in(tmp_path: Path) -> None:
-    kept = store(tmp_path)
-    kept.add("a", "clean", [torch.ones(1, 8)])
-    kept.add("b", "clean", [torch.ones(1, 8).half()])
-    kept.add("c", "clean", [torch.ones(1, 9)])
-    assert len(missing(kept, "abc")) == 2
+def test_a_trunk_gives_what_stands_at_its_depths() -> None:
+    backbone = backbone_of(TINY, 2)
+    made = trunk_of(backbone, (0, 1, 3))
+    assert made.depths == [2, 3, 4, 5]
+    images = torch.randn(4, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
+    expected = backbone.eval().trunk(images, made.depths)
+    # Training goes on: others need what stood after these stages before it.
+    backbone.train()
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1)
+    for found, right in zip(made.compute(images), expected, strict=True):
+        assert torch.equal(found, right)
+    assert torch.equal(made(images), expected[1]), "its own"
+    made.for_itself()
+    (alone,) = made.compute(images)
+    assert torch.equal(alone, expected[1])
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files as Linux shows them")
-def test_packs_are_not_kept_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trunk, "_PACK_ROWS", 1)
-    kept = store(tmp_path)
-    kept.add("abcdefgh", "clean", batches("abcdefgh", 1))
-    before = len(os.listdir("/proc/self/fd"))
-    rows = kept.find("abcdefgh", "clean")
-    assert len(packs(tmp_path)) == 8
-    assert len(os.listdir("/proc/self/fd")) == before
-    for pack in packs(tmp_path):
-        pack.unlink()
-    assert np.array_equal(rows[np.arange(8)], rows_of("abcdefgh").numpy()), "what is mapped outlives its file"
-
-
-# ------------------------------------------------------------------------------------------------- its limit
-
-
-def age(root: Path, seconds: float) -> None:
-    past = time.time() - seconds
-    for path in root.rglob("*"):
-        if path.is_file() and path.stat().st_mtime > past:
-            os.utime(path, (past, past))
-
-
-def test_the_limit_is_kept_and_what_was_unused_for_longest_goes(tmp_path: Path) -> None:
-    for image, precision in zip("abc", ("32-true", "bf16-mixed", "32-true"), strict=True):
-        store(tmp_path, precision=precision).add(image, "clean", batches(image))
-        age(tmp_path, 10)
-        time.sleep(0.01)
-    kept = store(tmp_path, max_gb=3 * PACK / 1e9)
-    assert missing(store(tmp_path), "a") == ""  # the oldest, used by another run just now
-    kept.add("d", "clean", batches("d"))
-    assert missing(kept, "abcd") == "b"
-    assert missing(store(tmp_path, precision="bf16-mixed"), "b") == "b", "the limit is of all folders together"
-    assert sum(path.stat().st_size for path in packs(tmp_path)) <= kept.max_bytes
-
-
-def test_what_this_run_needs_stays_and_the_rest_is_not_stored(tmp_path: Path) -> None:
-    for image in "abcd":
-        store(tmp_path).add(image, "clean", batches(image))
-        age(tmp_path, 10)
-    kept = store(tmp_path, max_gb=4 * PACK / 1e9)
-    assert kept.claim([("abc", "clean"), ("ab", "other")]) == 2
-    age(tmp_path, 3000)  # and others may have been used since
-    kept.add("e", "clean", batches("e"))
-    with pytest.raises(OSError, match="used up by what this run needs"):
-        kept.add("f", "clean", batches("f"))
-    assert missing(kept, "abcdef") == "df"
-
-
-def test_another_run_may_make_room_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rglob = Path.rglob
-    monkeypatch.setattr(Path, "rglob", lambda folder, pattern: iter([folder / "gone.npy", *rglob(folder, pattern)]))
-    kept = store(tmp_path)
-    kept.add("a", "clean", batches("a"))
-    assert missing(kept, "a") == ""
-
-
-def test_what_dead_processes_left_is_removed_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = store(tmp_path)
-    kept.add("a", "clean", batches("a"))
-    left = [kept.folder / "unknown.npy", kept.folder / ".unfinished.npy.1-1.tmp", tmp_path / "other" / ".x.1-1.tmp"]
-    left[2].parent.mkdir()
-    for path in left:
-        path.touch()
-    kept.claim([])
-    assert all(path.exists() for path in left), "they may be of a process that lives"
-    age(tmp_path, 3700)
-    kept.claim([])
-    assert not any(path.exists() for path in left)
-    assert missing(kept, "a") == "", "old, but known"
-
-
-def test_the_index_forgets_packs_that_are_gone(tmp_path: Path) -> None:
-    kept = store(tmp_path)
-    kept.add("a", "clean", batches("a"))
-    kept.add("b", "clean", batches("b"))
-    packs(tmp_path)[0].unlink()
-    kept.claim([])
-    with kept._index() as index:
-        assert index.execute("SELECT count(*) FROM rows").fetchall() == [(1,)]
+@pytest.mark.parametrize(
+    ("name", "unfreeze", "can"),
+    [
+        (TINY, 0, True),
+        (TINY, 2, True),
+        (TINY, STAGES, False),
+        (TINY, "all", False),
+        ("ghostnet_100", 0, True),
+        ("ghostnet_100", 1, False),  # known by its parameter groups, it runs as a whole
+    ],
+)
+def test_what_can_be_stored(name: str, unfreeze: int | str, can: bool) -> None:
+    assert storable(backbone_of(name, unfreeze)) is can
 
 
 # ------------------------------------------------------------------------------------------------- its names
 
 
-def test_whatever_decides_the_rows_decides_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    backbone = build_backbone(TINY, "none", SIZE)
+def test_whatever_decides_the_rows_decides_where_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = backbone_of()
     other_weights = build_backbone(TINY, "none", SIZE)  # drawn after, so others
     other_statistics = build_backbone(TINY, "none", SIZE)
     other_statistics.network.load_state_dict(backbone.network.state_dict())
     other_statistics.network.get_buffer("bn1.running_mean").add_(1)
     other_input = build_backbone(TINY, "none", 64)
     other_input.network.load_state_dict(backbone.network.state_dict())
-    folders = [
-        store(tmp_path, backbone).folder,
-        store(tmp_path, other_weights).folder,
-        store(tmp_path, other_statistics).folder,
-        store(tmp_path, other_input).folder,
-        store(tmp_path, backbone, precision="bf16-mixed").folder,
-        TrunkStore(backbone, 2, tmp_path, "32-true", 1).folder,
+    for other in (other_weights, other_statistics, other_input):
+        freeze(other, 0)
+    monkeypatch.setattr(engines, "_missing", lambda name: [])
+    graphics_card = Trunk(backbone, (), "eager", "float32", torch.device("cuda"))
+    identities = [
+        trunk_of(backbone).identity(STAGES),
+        *(trunk_of(other).identity(STAGES) for other in (other_weights, other_statistics, other_input)),
+        trunk_of(backbone, precision="bfloat16").identity(STAGES),
+        trunk_of(backbone, engine="openvino").identity(STAGES),
+        trunk_of(backbone, keep=[1]).identity(STAGES - 1),
+        graphics_card.identity(STAGES),
     ]
-    monkeypatch.setattr(TrunkStore, "device", torch.device("cuda"))
-    folders.append(store(tmp_path, backbone).folder)
-    assert len(set(folders)) == len(folders)
+    assert len({store.digest(identity) for identity in identities}) == len(identities)
 
 
-def test_what_does_not_decide_the_rows_does_not_decide_where_they_lie(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    backbone = build_backbone(TINY, "none", SIZE)
-    before = store(tmp_path, backbone).folder
+def test_what_does_not_decide_the_rows_does_not_decide_where_they_lie() -> None:
+    backbone = backbone_of(TINY, 1)
+    before = trunk_of(backbone).identity(STAGES - 1)
+    assert trunk_of(backbone_of(TINY, 0), keep=(1, 2)).identity(STAGES - 1) == before
     with torch.no_grad():
         backbone.network.get_classifier().weight.add_(1)  # type: ignore[operator]
         backbone.network.get_parameter("layer4.0.conv1.weight").add_(1)  # above what is stored
-    assert store(tmp_path, backbone, max_gb=9).folder == before
-
-
-@pytest.mark.parametrize(
-    ("name", "unfreeze", "depth"),
-    [
-        (TINY, 0, 3),
-        (TINY, 2, 3),  # the same as for 0: the store is shared
-        (TINY, 3, 2),
-        (TINY, 5, 0),
-        (TINY, "all", 0),
-        ("ghostnet_100", 0, 0),  # known by its parameter groups alone
-    ],
-)
-def test_stored_depth(name: str, unfreeze: int | str, depth: int) -> None:
-    backbone = build_backbone(name, "none", SIZE)
-    freeze(backbone, unfreeze)
-    assert stored_depth(backbone) == depth
+    assert trunk_of(backbone).identity(STAGES - 1) == before
 
 
 # ------------------------------------------------------------------------------------------------- the estimate
 
 
-def estimate(data: FaceDataModule, backbone: Backbone, folder: Path, max_gb: float) -> bool:
-    freeze(backbone, 0)
-    return StoredTrunk(store(folder, backbone, max_gb), EPOCHS, show=False).fits(data)
+def estimate(data: FaceDataModule, made: Trunk, folder: Path, max_gb: float) -> bool:
+    return StoredTrunk(made, folder, max_gb, EPOCHS, show=False).fits(data)
 
 
+@pytest.mark.parametrize("keep", [(), (1, 2)])
 @pytest.mark.parametrize(
     ("how", "turns", "views"), [(STUDY, None, EPOCHS), (STUDY, 9, EPOCHS), (STUDY, 2, 2), (Augmentation(), None, 1)]
 )
@@ -595,16 +685,15 @@ def test_the_estimate_is_what_is_stored_and_it_is_said(
     how: Augmentation,
     turns: int | None,
     views: int,
+    keep: Sequence[int],
 ) -> None:
-    torch.manual_seed(0)
-    backbone = build_backbone(TINY, "none", SIZE)
-    data = data_of(manifest, faces, backbone, how, views=turns)
-    parts = manifest["split"].value_counts()
-    row = 4 * backbone.features(torch.zeros(1, 3, SIZE, SIZE), stop=3).numel()
-    size = row * (parts["train"] * views + parts["val"] + parts["test"])
-    assert estimate(data, backbone, tmp_path, max_gb=(size + 1) / 1e9)
+    made = trunk_of(backbone_of(), keep)
+    data = data_of(manifest, faces, made.backbone, how, views=turns)
+    row = sum(output.nbytes for output in made.compute(torch.zeros(1, 3, SIZE, SIZE)))
+    size = row * once(manifest, views)
+    assert estimate(data, made, tmp_path, max_gb=(size + 1) / 1e9)
     assert f"computed once for each image and view, at most {size / 1e9:.2f} GB, 0% of it there\n" in said()
-    assert not estimate(data, backbone, tmp_path, max_gb=size / 1e9)
+    assert not estimate(data, made, tmp_path, max_gb=size / 1e9)
     assert "more than cache_max_gb or the disk allow" in said()
 
 
@@ -618,9 +707,9 @@ def test_a_small_disk_refuses(
     class Usage:
         free = 1000
 
-    backbone = build_backbone(TINY, "none", SIZE)
+    made = trunk_of(backbone_of())
     monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage)
-    assert not estimate(data_of(manifest, faces, backbone), backbone, tmp_path, max_gb=1)
+    assert not estimate(data_of(manifest, faces, made.backbone), made, tmp_path, max_gb=1)
     assert "(0.0 GB free), so not stored" in said()
 
 
