@@ -1,4 +1,4 @@
-"""How good are the probabilities? Accuracy, AUROC and their kin, with 95 % bootstrap intervals.
+"""How good are the probabilities? Accuracy, AUROC, calibration and their kin, with 95 % bootstrap intervals.
 
 Labels are 0 (real) and 1 (fake); fake is the positive class and a probability is always P(fake).
 
@@ -11,6 +11,8 @@ say 0 with a warning; here it is NaN.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,13 +26,19 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 # What `bootstrap_intervals` can be asked for, and what it gives unasked.
-MEASURES = ("accuracy", "balanced_accuracy", "precision", "recall", "f1", "auroc", "ap", "nll")
+MEASURES = (
+    *("accuracy", "balanced_accuracy", "precision", "recall", "f1"),  # at the threshold
+    *("auroc", "ap", "eer", "tpr_at_fpr1", "tpr_at_fpr5"),  # of the order alone
+    *("nll", "brier", "ece", "adaptive_ece"),  # of the probabilities themselves
+)
 INTERVALS = ("accuracy", "precision", "recall", "f1", "auroc", "ap")
 
 # Keeps log(p) finite for a network that is certain and wrong: at most 16.1 nats for one image.
 CLIP = 1e-7
 
-# Entries of one (resamples, images) array in `bootstrap_intervals`: 16 MB, however large the data are.
+BINS = 15  # of both calibration errors
+
+# Entries of one (resamples, images) array of the bootstrap: 16 MB, however large the data are.
 _BLOCK = 2_000_000
 
 
@@ -94,9 +102,20 @@ def scores(labels: NDArray, probabilities: NDArray, threshold: float = 0.5) -> d
           (Hanley and McNeil, 1982);
         - ap: sum over distinct scores of (recall step) x precision, as scikit-learn's
           `average_precision_score`, without interpolation;
-        - nll: mean of -log P(true class), in nats, probabilities clipped to [1e-7, 1 - 1e-7].
+        - eer: the equal error rate, where FPR = 1 - TPR on the ROC curve with straight lines between the points
+          of neighbouring distinct scores;
+        - tpr_at_fpr1, tpr_at_fpr5: the highest TPR among the ROC curve's own points with FPR <= 1 % (5 %), that
+          is, what a threshold can reach on these images, nothing interpolated; 0 where only the point (0, 0)
+          qualifies. Below 100 (20) real images this is the TPR without any false alarm;
+        - nll: mean of -log P(true class), in nats, probabilities clipped to [1e-7, 1 - 1e-7];
+        - brier: mean of (p - label)^2 (Brier, 1950), in [0, 1];
+        - ece: the expected calibration error (Naeini, Cooper and Hauskrecht, 2015) of P(fake), the sum over bins
+          of (share of the images) x |mean p - share of fakes|, over the bins [k/15, (k+1)/15) and [14/15, 1];
+        - adaptive_ece: the same over 15 bins that hold N/15 images each, in the order of p. An image that lies
+          on an edge counts for its share in both bins, and images of equal p share alike: the figure depends
+          neither on the order of the rows nor on whether 15 divides N.
 
-        balanced_accuracy, auroc and ap are undefined on a single class, and NaN there.
+        balanced_accuracy, auroc, ap, eer and the TPRs at an FPR are undefined on a single class, and NaN there.
 
     Raises:
         ValueError: the arrays are empty, differ in length or are not flat; a label is not 0 or 1; a
@@ -104,16 +123,19 @@ def scores(labels: NDArray, probabilities: NDArray, threshold: float = 0.5) -> d
     """
     fake, p = _checked(labels, probabilities, threshold)
     values, position = np.unique(p, return_inverse=True)
-    real_counts = np.bincount(position[~fake], minlength=values.size)[np.newaxis]
-    fake_counts = np.bincount(position[fake], minlength=values.size)[np.newaxis]
+    counted = _Counted(
+        values=values,
+        real=np.bincount(position[~fake], minlength=values.size)[np.newaxis],
+        fake=np.bincount(position[fake], minlength=values.size)[np.newaxis],
+        threshold=threshold,
+    )
     prevalence = float(fake.mean())
     said_fake = p > threshold
-    measured = _measure(values, real_counts, fake_counts, threshold)
     return {
         "n": float(p.size),
         "prevalence": prevalence,
         "majority": max(prevalence, 1 - prevalence),
-        **{name: float(value[0]) for name, value in measured.items()},
+        **{name: float(value[0]) for name, value in counted.measured(MEASURES).items()},
         "tn": float((~fake & ~said_fake).sum()),
         "fp": float((~fake & said_fake).sum()),
         "fn": float((fake & ~said_fake).sum()),
@@ -149,42 +171,87 @@ def bootstrap_intervals(
     Raises:
         ValueError: as `scores`; also for an unknown metric, no resamples, or a level outside (0, 1).
     """
-    fake, p = _checked(labels, probabilities, threshold)
+    if not 0 < level < 1:
+        raise ValueError(f"level: expected a number between 0 and 1, found {level}")
+    (found,) = resampled_scores(labels, [(probabilities, threshold)], metrics, resamples, seed)
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    intervals = {}
+    for name, sample in found.items():
+        low, high = np.quantile(sample, tails)
+        intervals[name] = (float(low), float(high))
+    return intervals
+
+
+def resampled_scores(
+    labels: NDArray,
+    predictions: Sequence[tuple[NDArray, float]],
+    metrics: Sequence[str],
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[dict[str, Floats]]:
+    """The figures of every resample of the stratified bootstrap, of one or several predictions for the same images.
+
+    All predictions are measured on the same resampled images, so that their figures can be paired.
+
+    Args:
+        labels: as in `scores`.
+        predictions: for each, (probabilities, threshold) as in `scores`.
+        metrics, resamples, seed: as in `bootstrap_intervals`.
+
+    Returns:
+        for each prediction, float64 of shape (resamples,) for each of `metrics`.
+
+    Raises:
+        ValueError: as `bootstrap_intervals`; also without any prediction.
+    """
     unknown = sorted(set(metrics) - set(MEASURES))
     if unknown:
         raise ValueError(f"metrics: expected names out of {', '.join(MEASURES)}; found {', '.join(unknown)}")
     if resamples < 1:
         raise ValueError(f"resamples: expected at least 1, found {resamples}")
-    if not 0 < level < 1:
-        raise ValueError(f"level: expected a number between 0 and 1, found {level}")
+    if not predictions:
+        raise ValueError("predictions: expected at least one, found none")
+    sorted_scores = []
+    for probabilities, threshold in predictions:
+        is_fake, p = _checked(labels, probabilities, threshold)
+        sorted_scores.append((*np.unique(p, return_inverse=True), threshold))
 
-    values, position = np.unique(p, return_inverse=True)
+    reals, fakes = np.flatnonzero(~is_fake), np.flatnonzero(is_fake)
     generator = np.random.default_rng(seed)
-    block = max(1, _BLOCK // p.size)
-    measured = []
+    block = max(1, _BLOCK // is_fake.size)
+    parts: list[list[dict[str, Floats]]] = [[] for _ in predictions]
     for start in range(0, resamples, block):
         rows = min(block, resamples - start)
-        real_counts = _resampled(position[~fake], values.size, rows, generator)
-        fake_counts = _resampled(position[fake], values.size, rows, generator)
-        measured.append(_measure(values, real_counts, fake_counts, threshold))
-
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    intervals = {}
-    for name in metrics:
-        low, high = np.quantile(np.concatenate([part[name] for part in measured]), tails)
-        intervals[name] = (float(low), float(high))
-    return intervals
+        drawn_reals, drawn_fakes = _drawn(reals, rows, generator), _drawn(fakes, rows, generator)
+        for part, (values, position, threshold) in zip(parts, sorted_scores, strict=True):
+            real, fake = _counts(position[drawn_reals], values.size), _counts(position[drawn_fakes], values.size)
+            part.append(_Counted(values, real, fake, threshold).measured(metrics))
+    return [{name: np.concatenate([found[name] for found in part]) for name in metrics} for part in parts]
 
 
-def _checked(labels: NDArray, probabilities: NDArray, threshold: float) -> tuple[NDArray[np.bool_], Floats]:
-    """Fake or not, shape (N,), and P(fake) as float64, shape (N,); ValueError as promised by `scores`."""
-    y, p = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
-    if y.ndim != 1 or p.ndim != 1 or y.size != p.size:
-        raise ValueError(f"expected labels and probabilities of one flat shape (N,), found {y.shape} and {p.shape}")
+def checked_labels(labels: NDArray) -> NDArray[np.bool_]:
+    """Whether each image is fake, shape (N,).
+
+    Raises:
+        ValueError: the array is empty or not flat, or a label is not 0 or 1.
+    """
+    y = np.asarray(labels)
+    if y.ndim != 1:
+        raise ValueError(f"labels: expected a flat shape (N,), found {y.shape}")
     if y.size == 0:
         raise ValueError("expected at least one image, found none")
     if not np.isin(y, (0, 1)).all():
         raise ValueError(f"labels: expected 0 (real) or 1 (fake), found {y[~np.isin(y, (0, 1))][0]!r}")
+    return y == 1
+
+
+def checked_probabilities(probabilities: NDArray) -> Floats:
+    """The same numbers as float64, of any shape.
+
+    Raises:
+        ValueError: one is NaN or outside [0, 1].
+    """
+    p = np.asarray(probabilities, dtype=np.float64)
     # Written so that NaN, which compares false with everything, fails too.
     outside = ~((p >= 0) & (p <= 1))
     if outside.any():
@@ -192,57 +259,178 @@ def _checked(labels: NDArray, probabilities: NDArray, threshold: float) -> tuple
             f"probabilities: expected numbers in [0, 1], found {p[outside][0]} "
             f"and {int(outside.sum()) - 1} more like it"
         )
+    return p
+
+
+def _checked(labels: NDArray, probabilities: NDArray, threshold: float) -> tuple[NDArray[np.bool_], Floats]:
+    """Fake or not, shape (N,), and P(fake) as float64, shape (N,); ValueError as promised by `scores`."""
+    y_shape, p_shape = np.shape(labels), np.shape(probabilities)
+    if y_shape != p_shape or len(y_shape) != 1:
+        raise ValueError(f"expected labels and probabilities of one flat shape (N,), found {y_shape} and {p_shape}")
+    fake, p = checked_labels(labels), checked_probabilities(probabilities)
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold: expected a number in [0, 1], found {threshold}")
-    return y == 1, p
+    return fake, p
 
 
-def _resampled(position: Counts, size: int, rows: int, generator: np.random.Generator) -> Counts:
-    """Counts of the `size` distinct scores in `rows` resamples of one class, shape (rows, size).
+def _drawn(images: Counts, rows: int, generator: np.random.Generator) -> Counts:
+    """`rows` resamples of the images of one class, shape (rows, images)."""
+    if images.size == 0:
+        return np.zeros((rows, 0), dtype=np.int64)
+    return images[generator.integers(images.size, size=(rows, images.size))]
 
-    `position`, shape (n,), tells for every image of the class which distinct score it has.
+
+def _counts(position: Counts, size: int) -> Counts:
+    """How many images of each row have each of `size` distinct scores, shape (R, size).
+
+    `position`, shape (R, n), tells for every image which distinct score it has.
     """
-    if position.size == 0:
-        return np.zeros((rows, size), dtype=np.int64)
-    drawn = position[generator.integers(position.size, size=(rows, position.size))]
-    flat = drawn + size * np.arange(rows)[:, np.newaxis]
+    rows = position.shape[0]
+    flat = position + size * np.arange(rows)[:, np.newaxis]
     return np.bincount(flat.ravel(), minlength=rows * size).reshape(rows, size)
 
 
-def _measure(values: Floats, real: Counts, fake: Counts, threshold: float) -> dict[str, Floats]:
-    """`MEASURES` of R data sets at once, each of shape (R,).
+@dataclass(frozen=True)
+class _Counted:
+    """R data sets at once, and their `MEASURES`, each of shape (R,), by methods of the same names.
 
-    A data set is told by how many real and how many fake images have each of the distinct scores `values`,
-    shape (U,), rising: `real` and `fake` have shape (R, U). Counting images per distinct score, instead of
-    listing them, is what makes ties come out right and lets one sort serve all resamples.
+    A data set is told by how many real and how many fake images have each of the distinct scores. Counting images
+    per distinct score, instead of listing them, is what makes ties come out right and lets one sort serve all
+    resamples.
     """
-    said_fake = values > threshold
-    reals, fakes = real.sum(axis=1), fake.sum(axis=1)
-    fp, tp = real[:, said_fake].sum(axis=1), fake[:, said_fake].sum(axis=1)
-    tn, fn = reals - fp, fakes - tp
-    both = (reals > 0) & (fakes > 0)
 
-    # A fake beats every real below it, and half of those level with it.
-    beaten = real.cumsum(axis=1) - real / 2
-    auroc = _share((fake * beaten).sum(axis=1), reals * fakes)
+    values: Floats  # (U,), the distinct scores, rising
+    real: Counts  # (R, U)
+    fake: Counts  # (R, U)
+    threshold: float
 
-    # Precision when all images scoring at least values[u] are called fake.
-    real_above = real[:, ::-1].cumsum(axis=1)[:, ::-1]
-    fake_above = fake[:, ::-1].cumsum(axis=1)[:, ::-1]
-    ap = _share((fake * _share(fake_above, fake_above + real_above)).sum(axis=1), fakes)
+    def measured(self, names: Sequence[str]) -> dict[str, Floats]:
+        return {name: getattr(self, name)() for name in names}
 
-    clipped = np.clip(values, CLIP, 1 - CLIP)
-    surprise = -(fake @ np.log(clipped)) - real @ np.log1p(-clipped)
-    return {
-        "accuracy": _share(tp + tn, reals + fakes),
-        "balanced_accuracy": np.where(both, (_share(tp, fakes) + _share(tn, reals)) / 2, np.nan),
-        "precision": _share(tp, tp + fp),
-        "recall": _share(tp, fakes),
-        "f1": _share(2 * tp, 2 * tp + fp + fn),
-        "auroc": np.where(both, auroc, np.nan),
-        "ap": np.where(both, ap, np.nan),
-        "nll": _share(surprise, reals + fakes),
-    }
+    @cached_property
+    def reals(self) -> Counts:
+        return self.real.sum(axis=1)
+
+    @cached_property
+    def fakes(self) -> Counts:
+        return self.fake.sum(axis=1)
+
+    @cached_property
+    def images(self) -> Counts:
+        return self.reals + self.fakes
+
+    @cached_property
+    def fp(self) -> Counts:
+        return self.real[:, self.values > self.threshold].sum(axis=1)
+
+    @cached_property
+    def tp(self) -> Counts:
+        return self.fake[:, self.values > self.threshold].sum(axis=1)
+
+    # How many real and fake images score at least values[u], shape (R, U): the points of the ROC curve but (0, 0).
+    @cached_property
+    def real_above(self) -> Counts:
+        return self.real[:, ::-1].cumsum(axis=1)[:, ::-1]
+
+    @cached_property
+    def fake_above(self) -> Counts:
+        return self.fake[:, ::-1].cumsum(axis=1)[:, ::-1]
+
+    @cached_property
+    def excess(self) -> Floats:
+        """Sum of (p - label) over the images of each distinct score, shape (R, U)."""
+        return (self.real + self.fake) * self.values - self.fake
+
+    def accuracy(self) -> Floats:
+        return _share(self.tp + self.reals - self.fp, self.images)
+
+    def balanced_accuracy(self) -> Floats:
+        specificity = _share(self.reals - self.fp, self.reals)
+        return self._of_two_classes((_share(self.tp, self.fakes) + specificity) / 2)
+
+    def precision(self) -> Floats:
+        return _share(self.tp, self.tp + self.fp)
+
+    def recall(self) -> Floats:
+        return _share(self.tp, self.fakes)
+
+    def f1(self) -> Floats:
+        return _share(2 * self.tp, self.tp + self.fp + self.fakes)
+
+    def auroc(self) -> Floats:
+        # A fake beats every real below it, and half of those level with it.
+        beaten = self.reals[:, np.newaxis] - self.real_above + self.real / 2
+        return self._of_two_classes(_share((self.fake * beaten).sum(axis=1), self.reals * self.fakes))
+
+    def ap(self) -> Floats:
+        # Precision when all images scoring at least values[u] are called fake.
+        precision = _share(self.fake_above, self.fake_above + self.real_above)
+        return self._of_two_classes(_share((self.fake * precision).sum(axis=1), self.fakes))
+
+    def eer(self) -> Floats:
+        # FPR - FNR falls with u, from 1 at u = 0. Its last point that is not negative, and the one after it with
+        # the images of values[u] no longer called fake, hold the crossing between them.
+        reals, fakes = self.reals[:, np.newaxis], self.fakes[:, np.newaxis]
+        before = (self.real_above * fakes >= (fakes - self.fake_above) * reals).sum(axis=1) - 1
+        fpr_step = _share(_entry(self.real, before), self.reals)
+        tpr_step = _share(_entry(self.fake, before), self.fakes)
+        fpr_after = _share(_entry(self.real_above, before), self.reals) - fpr_step
+        fnr_after = 1 - _share(_entry(self.fake_above, before), self.fakes) + tpr_step
+        # On a single class there is no crossing, and maybe no step to divide by.
+        steps = np.where(self._both, fpr_step + tpr_step, 1)
+        return self._of_two_classes(fpr_after + (fnr_after - fpr_after) / steps * fpr_step)
+
+    def tpr_at_fpr1(self) -> Floats:
+        return self._tpr_at_fpr(1)
+
+    def tpr_at_fpr5(self) -> Floats:
+        return self._tpr_at_fpr(5)
+
+    def nll(self) -> Floats:
+        p = np.clip(self.values, CLIP, 1 - CLIP)
+        return _share(-(self.fake @ np.log(p)) - self.real @ np.log1p(-p), self.images)
+
+    def brier(self) -> Floats:
+        return _share(self.fake @ (1 - self.values) ** 2 + self.real @ self.values**2, self.images)
+
+    def ece(self) -> Floats:
+        # n_b |mean p - mean label| is the absolute sum of (p - label) over the bin.
+        bins = np.digitize(self.values, np.arange(1, BINS) / BINS)
+        sums = self.excess @ (bins[:, np.newaxis] == np.arange(BINS))
+        return _share(np.abs(sums).sum(axis=1), self.images)
+
+    def adaptive_ece(self) -> Floats:
+        # The running sum of (p - label) as a function of the running number of images, straight within a distinct
+        # score; a bin's sum is the difference between its edges.
+        together = self.real + self.fake
+        counts, sums = together.cumsum(axis=1), self.excess.cumsum(axis=1)
+        images = self.images[:, np.newaxis]
+        edges = np.arange(1, BINS + 1) * images / BINS
+        # Each row's counts are lifted to go on where those of the row before it end: one search serves all rows.
+        row = np.arange(len(counts))[:, np.newaxis]
+        lift = row * images
+        column = np.searchsorted((counts + lift).ravel(), edges + lift) - row * self.values.size
+        beyond = (counts[row, column] - edges) / together[row, column] * self.excess[row, column]
+        at_edges = sums[row, column] - beyond
+        return _share(np.abs(np.diff(at_edges, axis=1, prepend=0)).sum(axis=1), self.images)
+
+    @cached_property
+    def _both(self) -> NDArray[np.bool_]:
+        return (self.reals > 0) & (self.fakes > 0)
+
+    def _of_two_classes(self, figures: Floats) -> Floats:
+        return np.where(self._both, figures, np.nan)
+
+    def _tpr_at_fpr(self, percent: int) -> Floats:
+        # In whole numbers, so that 5 of 100 is 5 % whatever 0.05 is in binary.
+        too_many = (100 * self.real_above > percent * self.reals[:, np.newaxis]).sum(axis=1)
+        called_fake = np.pad(self.fake_above, ((0, 0), (0, 1)))  # the last point calls none fake
+        return self._of_two_classes(_share(_entry(called_fake, too_many), self.fakes))
+
+
+def _entry(table: NDArray, column: Counts) -> NDArray:
+    """One entry of each row, shape (R,)."""
+    return table[np.arange(len(table)), column]
 
 
 def _share(part: NDArray, whole: Counts) -> Floats:

@@ -13,12 +13,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from deepfake.errors import UserError
+from deepfake.evaluation.differences import delong, mcnemar
+from deepfake.evaluation.metrics import scores
 from deepfake.files import write_text
 from deepfake.reporting.figures import comparison_figure, count_text, save
 from deepfake.runs import SUMMARY
@@ -34,9 +37,20 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 _NONE = "\N{EN DASH}"
 
+# What `against_best` says, and below which p-value two runs are told apart.
+BEST, ALIKE, APART = "best", "not told apart", "told apart"
+_CHANCE = 0.05
+_AGAINST = (
+    "Not told apart: on the same validation images neither the accuracy (McNemar) nor the AUROC (DeLong) differs "
+    "from the best run's with p < .05. The p-values are not corrected for the number of runs, and tell nothing of "
+    "other seeds."
+)
+
 
 def load_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """Summaries of the completed runs in some folders, in the order given and then by path, each run once.
+
+    Beside what stands in its file, each has "folder", where it was found.
 
     Args:
         folders: run folders, or folders that hold run folders at any depth. Hidden folders below them are
@@ -65,14 +79,20 @@ def comparison_table(summaries: list[dict[str, Any]]) -> pd.DataFrame:
     """One row per run, the lowest validation loss first; equal losses by name, undefined ones last.
 
     Args:
-        summaries: as from `load_runs`; "test" may be absent.
+        summaries: as from `load_runs`; "test" and "folder" may be absent.
 
     Returns:
         Columns run, model, unfreeze (text), scheduler, seed, trained_weights, epochs (run), best_epoch,
         monitor, train_loss, train_accuracy, val_loss; val_m, val_m_low, val_m_high for m of accuracy,
         precision, recall, f1 and auroc; test_m, test_m_low, test_m_high for accuracy and auroc; n_val,
-        val_prevalence, val_majority, n_test, test_prevalence, test_majority, seconds. Figures are fractions,
-        the intervals are the 95 % ones of the summary; what is missing or undefined is NaN.
+        val_prevalence, val_majority, n_test, test_prevalence, test_majority, seconds; against_best,
+        p_accuracy and p_auroc. Figures are fractions, the intervals are the 95 % ones of the summary; what is
+        missing or undefined is NaN.
+
+        against_best is "best" in the first row; "not told apart" where, on the same validation images, neither
+        McNemar's test of the accuracy nor DeLong's of the AUROC has a p-value below .05 against the best run;
+        otherwise "told apart". It is "" where the validation images are not the best run's, or the predictions
+        are not in "folder".
     """
     rows = []
     for summary in summaries:
@@ -102,22 +122,27 @@ def comparison_table(summaries: list[dict[str, Any]]) -> pd.DataFrame:
                 "seconds": _number(summary["seconds"]),
             }
         )
-    table = pd.DataFrame(rows).astype({"n_val": "Int64", "n_test": "Int64"})  # whole, and may be missing
-    return table.sort_values(["val_loss", "run"], ignore_index=True)
+    whole = ("epochs", "best_epoch", "n_val", "n_test")  # and may be missing
+    table = pd.DataFrame(rows).astype(dict.fromkeys(whole, "Int64"))
+    table["folder"] = [summary.get("folder", "") for summary in summaries]
+    table = table.sort_values(["val_loss", "run"], ignore_index=True)
+    folders = table.pop("folder")
+    return pd.concat([table, _against_best(folders.tolist())], axis=1)
 
 
 def to_markdown(table: pd.DataFrame) -> str:
     """The table of `comparison_table` for people, with what one must know to read it below."""
     heads = (
         "run", "trained weights", "epochs (best)", "train loss", "train acc", "val loss", "val acc [95 %]",
-        "precision", "recall", "F1 [95 %]", "AUROC [95 %]", "test acc", "test AUROC", "s",
+        "precision", "recall", "F1 [95 %]", "AUROC [95 %]", "test acc", "test AUROC", "s", "against the best",
+        "p acc", "p AUROC",
     )  # fmt: skip
     lines = [_line(heads), _line(["---"] + ["---:"] * (len(heads) - 1))]
     for row in table.to_dict("records"):
         cells = (
             _escaped(row["run"]),
             f"{row['trained_weights']:,}",
-            f"{row['epochs']} ({row['best_epoch']})",
+            _epochs(row),
             _decimal(row["train_loss"]),
             _decimal(row["train_accuracy"]),
             _decimal(row["val_loss"]),
@@ -129,6 +154,9 @@ def to_markdown(table: pd.DataFrame) -> str:
             _decimal(row["test_accuracy"]),
             _decimal(row["test_auroc"]),
             _decimal(row["seconds"], 0),
+            row["against_best"] or _NONE,
+            _decimal(row["p_accuracy"]),
+            _decimal(row["p_auroc"]),
         )
         lines.append(_line(cells))
     notes = [f"- {note}" for note in _notes(table)]
@@ -157,10 +185,11 @@ def to_rich(table: pd.DataFrame) -> Table:
         shown.add_column(head, justify="right", no_wrap=True)
     for row in table.to_dict("records"):
         # Run names and intervals hold brackets, which a plain string would turn into markup.
+        alike = "\n= not told apart" if row["against_best"] == ALIKE else ""
         shown.add_row(
-            Text(_printable(row["run"])),
+            Text(_printable(row["run"]) + alike),
             count_text(row["trained_weights"]),
-            f"{row['epochs']} ({row['best_epoch']})",
+            _epochs(row),
             _decimal(row["val_loss"]),
             Text(_interval(row, "val_accuracy", between="\n")),
             _decimal(row["val_f1"]),
@@ -213,7 +242,41 @@ def _read(file: Path) -> dict[str, Any]:
     ]
     if missing:
         raise UserError(f"{file}: expected the summary of a run, found none of {', '.join(missing)}. {advice}")
-    return summary
+    return {**summary, "folder": str(file.parent)}
+
+
+def _against_best(folders: Sequence[str]) -> pd.DataFrame:
+    """against_best, p_accuracy and p_auroc of runs in their folders ("": none), the best one first."""
+    judged = [_predictions(folder) for folder in folders]
+    best, rows = judged[0] if judged else None, []
+    for place, run in enumerate(judged):
+        if place == 0:
+            rows.append((BEST, math.nan, math.nan))
+        elif best is None or run is None or not run[["path", "label"]].equals(best[["path", "label"]]):
+            rows.append(("", math.nan, math.nan))
+        else:
+            labels = run["label"].to_numpy()
+            accuracy = mcnemar(labels, run["prediction"].to_numpy(), best["prediction"].to_numpy()).p_value
+            area = math.nan
+            if min(np.bincount(labels, minlength=2)) >= 2:
+                area = delong(labels, run["probability"].to_numpy(), best["probability"].to_numpy()).p_value
+            rows.append((APART if np.nanmin([accuracy, area]) < _CHANCE else ALIKE, accuracy, area))
+    return pd.DataFrame(rows, columns=["against_best", "p_accuracy", "p_auroc"])
+
+
+def _predictions(folder: str) -> pd.DataFrame | None:
+    """What a run said of its validation images, in the order of their paths; None where that cannot be read."""
+    if not folder:
+        return None
+    columns = {"path": str, "label": int, "probability": float, "prediction": int}
+    try:
+        table = pd.read_csv(
+            Path(folder) / "val_predictions.csv", usecols=list(columns), dtype=columns, keep_default_na=False
+        )
+        scores(table["label"].to_numpy(), table["probability"].to_numpy())  # refuses what is no prediction
+    except (OSError, ValueError):
+        return None
+    return table.sort_values("path", ignore_index=True)
 
 
 def _measured(part: str, block: dict[str, Any], measures: Sequence[str]) -> dict[str, float]:
@@ -243,6 +306,7 @@ def _notes(table: pd.DataFrame) -> list[str]:
         f"train columns are running averages of that epoch.",
         "Fake is the positive class, threshold 0.5; [ ]: 95 % stratified bootstrap interval over the images, "
         "which does not hold the spread between seeds.",
+        *([_AGAINST] if (table["against_best"] == ALIKE).any() or (table["against_best"] == APART).any() else []),
     ]
 
 
@@ -256,6 +320,11 @@ def _images(table: pd.DataFrame, part: str, name: str) -> str:
     )
     warning = " The runs were not judged on the same images: compare with care." if len(parts) > 1 else ""
     return f"{name}: {told or 'not told'}.{warning}"
+
+
+def _epochs(row: dict[Any, Any]) -> str:
+    """12 (8): how many, and the best; a dash for what was never trained itself, such as an ensemble."""
+    return _NONE if pd.isna(row["epochs"]) else f"{row['epochs']} ({row['best_epoch']})"
 
 
 def _decimal(value: float, places: int = 3) -> str:

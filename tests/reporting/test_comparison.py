@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 from rich.console import Console
 
 from deepfake.errors import UserError
+from deepfake.evaluation.differences import delong
 from deepfake.reporting import comparison
 from deepfake.reporting.comparison import comparison_table, load_runs, to_markdown, to_rich, write_comparison
 
@@ -122,6 +124,7 @@ def test_table_columns_and_values() -> None:
         "test_accuracy", "test_accuracy_low", "test_accuracy_high",
         "test_auroc", "test_auroc_low", "test_auroc_high",
         "n_val", "val_prevalence", "val_majority", "n_test", "test_prevalence", "test_majority", "seconds",
+        "against_best", "p_accuracy", "p_auroc",
     ]  # fmt: skip
     row = table.iloc[0]
     assert (row["unfreeze"], row["epochs"], row["best_epoch"]) == ("2", 12, 8)
@@ -130,6 +133,55 @@ def test_table_columns_and_values() -> None:
     assert (row["val_auroc_low"], row["val_auroc_high"]) == pytest.approx((0.91, 0.96))
     assert row["test_accuracy"] == 0.8
     assert (row["n_val"], row["n_test"], row["seconds"]) == (400, 350, 431.2)
+
+
+def judged(folder: Path, name: str, loss: float, p: list[float], prefix: str = "") -> dict[str, Any]:
+    """A run in a folder, with P(fake) of as many real as fake validation images."""
+    run = written(folder / name, summary(name, loss))
+    labels = [0] * (len(p) // 2) + [1] * (len(p) // 2)
+    rows = [
+        f"{prefix}{i}.png,x,{label},0,{q},{int(q > 0.5)}" for i, (label, q) in enumerate(zip(labels, p, strict=True))
+    ]
+    (run / "val_predictions.csv").write_text("\n".join(["path,source,label,margin,probability,prediction", *rows]))
+    (found,) = load_runs([run])
+    return found
+
+
+def test_differences_from_the_best_run_that_are_noise_are_marked(tmp_path: Path) -> None:
+    good = [0.1] * 20 + [0.9] * 20
+    one_other = [0.2] * 19 + [0.8] + [0.9] * 20  # one image of 40: McNemar's p is 1
+    poor = [0.1] * 10 + [0.9] * 20 + [0.1] * 10  # 20 of 40 the wrong way round: 2 * .5^20
+    runs = [
+        judged(tmp_path, "worst", 0.4, poor),
+        judged(tmp_path, "best", 0.1, good),
+        judged(tmp_path, "alike", 0.2, one_other),
+        judged(tmp_path, "elsewhere", 0.3, good, prefix="other"),
+        summary("nowhere", 0.5),
+    ]
+    table = comparison_table(runs).set_index("run")
+    assert table["against_best"].to_dict() == {
+        "best": "best", "alike": "not told apart", "elsewhere": "", "worst": "told apart", "nowhere": "",
+    }  # fmt: skip
+    assert table.loc["alike", "p_accuracy"] == 1
+    assert table.loc["worst", "p_accuracy"] == pytest.approx(2 * 0.5**20)
+    labels = np.repeat([0, 1], 20)
+    assert table.loc["alike", "p_auroc"] == delong(labels, np.array(one_other), np.array(good)).p_value
+    assert table.loc[["best", "elsewhere", "nowhere"], ["p_accuracy", "p_auroc"]].isna().all(axis=None)
+    text = to_markdown(comparison_table(runs))
+    assert "| not told apart | 1.000 |" in text
+    assert "(McNemar)" in text
+
+
+def test_predictions_that_cannot_be_read_are_compared_with_nothing(tmp_path: Path) -> None:
+    runs = [judged(tmp_path, name, 0.1, [0.1, 0.9]) for name in ("a", "b")]
+    (tmp_path / "b" / "val_predictions.csv").write_text("path,label\na,1\n")
+    assert comparison_table(runs)["against_best"].tolist() == ["best", ""]
+
+
+def test_an_ensemble_has_no_epochs() -> None:
+    table = comparison_table([summary("a"), summary("ensemble", 0.9, epochs_run=None, best_epoch=None, train={})])
+    assert "12 (8)" in to_markdown(table)
+    assert cells(to_markdown(table).splitlines()[3])[2] == "\N{EN DASH}"
 
 
 def test_table_order_is_validation_loss_then_name() -> None:
@@ -154,7 +206,7 @@ def cells(line: str) -> list[str]:
 def test_markdown() -> None:
     lines = to_markdown(comparison_table([summary("a", 0.3), summary("b", 0.4)])).splitlines()
     head, rule, first, second = lines[:4]
-    assert len(cells(head)) == len(cells(rule)) == len(cells(first)) == len(cells(second)) == 14
+    assert len(cells(head)) == len(cells(rule)) == len(cells(first)) == len(cells(second)) == 17
     row = dict(zip(cells(head), cells(first), strict=True))
     assert row == {
         "run": "a",
@@ -171,6 +223,9 @@ def test_markdown() -> None:
         "test acc": "0.800",
         "test AUROC": "0.840",
         "s": "431",
+        "against the best": "best",
+        "p acc": "\N{EN DASH}",
+        "p AUROC": "\N{EN DASH}",
     }
     assert lines[4] == ""
     notes = "\n".join(lines[5:])
@@ -237,7 +292,7 @@ def test_write_comparison(tmp_path: Path) -> None:
     files = write_comparison(runs, tmp_path / "new")
     assert files == {kind: tmp_path / "new" / f"comparison.{kind}" for kind in ("csv", "md", "png")}
     assert sorted(tmp_path.joinpath("new").iterdir()) == sorted(files.values())
-    back = pd.read_csv(files["csv"], dtype={"unfreeze": str})
+    back = pd.read_csv(files["csv"], dtype={"unfreeze": str}).fillna({"against_best": ""})
     pd.testing.assert_frame_equal(back, comparison_table(runs), check_dtype=False)
     assert files["md"].read_text() == to_markdown(comparison_table(runs))
     with Image.open(files["png"]) as image:

@@ -134,10 +134,17 @@ def test_curves_refuse(history: dict[str, list[float]]) -> None:
 def test_image_grid(n: int, columns: int, shape: tuple[int, int]) -> None:
     images = np.random.default_rng(0).integers(0, 256, (n, 8, 6, 3), dtype=np.uint8)
     figure = figures.image_grid(images, [f"image {i}" for i in range(n)], columns, "title")
-    assert len(figure.axes) == shape[0] * shape[1]
-    for i, image in enumerate(images):
-        assert np.array_equal(figure.axes[i].images[0].get_array(), image)  # type: ignore[arg-type]
-        assert figure.axes[i].get_title() == f"image {i}"
+    (axes,) = figure.axes
+    titles = {text.get_text(): text.get_position()[0] for text in axes.texts}
+    places = []
+    for i, (shown, image) in enumerate(zip(axes.images, images, strict=True)):
+        assert np.array_equal(shown.get_array(), image)  # type: ignore[arg-type]
+        left, right, bottom, top = shown.get_extent()
+        assert left < titles[f"image {i}"] < right
+        assert (right - left) / (bottom - top) == pytest.approx(6 / 8, abs=0.02)
+        places.append((round(top, 3), round(left, 3)))
+    assert places == sorted(places), "in reading order"
+    assert (len({top for top, _ in places}), len({left for _, left in places})) == shape
     assert not cut_off(figure)
 
 

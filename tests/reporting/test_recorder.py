@@ -1,5 +1,6 @@
 """metrics.csv and the dashboard tell the same, once: every epoch, every figure, pictures, hyper-parameters."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ def trained(output: Path, faces: Path, *overrides: str) -> Path:
     """The folder of a tiny run."""
     settings = [
         "model=timm", "model.timm=test_resnet", "model.weights=none", "model.input_size=32", f"data.root={faces}",
+        "trunk.engine=eager",
         f"output_dir={output}", f"epochs={EPOCHS}", "batch_size=8", "lr=1e-2", "trainer=cpu",
         "trainer.progress=false", *overrides,
     ]  # fmt: skip
@@ -88,12 +90,19 @@ def test_the_dashboard_has_the_names_and_values_of_the_file(rows: pd.DataFrame, 
         np.testing.assert_allclose([event.value for event in events], rows[name], rtol=1e-6, err_msg=name)
 
 
-def test_the_dashboard_has_a_confusion_matrix_an_epoch_and_the_training_images_once(board: EventAccumulator) -> None:
-    assert [image.step for image in board.Images("val/confusion")] == list(range(EPOCHS))
-    assert [image.step for image in board.Images("data/augmented")] == [0]
-    for name in ("test/confusion", "curves/loss", "curves/accuracy"):
-        assert len(board.Images(name)) == 1
-    assert len({image.encoded_image_string for image in board.Images("val/confusion")}) > 1
+def test_the_dashboard_has_the_pictures_of_the_folder(board: EventAccumulator, folder: Path) -> None:
+    names = {
+        "data/augmented": "augmented",
+        "val/confusion": "confusion_val",
+        "test/confusion": "confusion_test",
+        "curves/loss": "loss",
+        "curves/accuracy": "accuracy",
+    }
+    for name, file in names.items():
+        (shown,) = board.Images(name)
+        ours = Image.open(io.BytesIO(shown.encoded_image_string))
+        theirs = Image.open(folder / "figures" / f"{file}.png").convert("RGB")
+        assert np.array_equal(np.asarray(ours), np.asarray(theirs)), name
 
 
 def test_the_dashboard_has_hyper_parameters_beside_the_final_figures(board: EventAccumulator) -> None:
