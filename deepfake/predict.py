@@ -7,13 +7,13 @@ from deepfake.config import PredictConfig, parse_predict
 
 
 def run(cfg: PredictConfig) -> int:
-    """P(fake) of every image of the input, one row a file, in its order.
+    """P(fake) and a verdict for every image of the input, one row a file, in its order.
 
     Returns:
         Exit status: 0 done, 3 done, with files that could not be judged.
 
     Raises:
-        UserError: no such run or input, or a checkpoint that does not fit.
+        UserError: no such run or input, a checkpoint that does not fit, an output that cannot be written.
     """
     from deepfake.predicting import predict  # imports torch: --help need not wait for it
 

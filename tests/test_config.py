@@ -19,7 +19,8 @@ from deepfake.config import RecapConfig, SyntheticConfig, TrainConfig, conf_dir,
 from deepfake.errors import UserError
 
 CONF = Path(conf_dir())
-GROUPS = [field.name for field in fields(TrainConfig) if is_dataclass(field.type)]
+INLINE = ["trunk"]  # sections that stand in train.yaml itself: nobody has two of them to choose from
+GROUPS = [field.name for field in fields(TrainConfig) if is_dataclass(field.type) and field.name not in INLINE]
 CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 EXPERIMENTS = sorted(
     file.relative_to(CONF / "experiment").with_suffix("").as_posix() for file in (CONF / "experiment").rglob("*.yaml")
@@ -110,6 +111,9 @@ def defaults_of(schema: Any) -> dict[str, Any]:
         ("train", config.TrainConfig),
         ("recap", config.RecapConfig),
         ("audit", config.AuditConfig),
+        ("evaluate", config.EvaluateConfig),
+        ("robustness", config.RobustnessConfig),
+        ("generalise", config.GeneraliseConfig),
         ("model/efficientnet", config.ModelConfig),
         ("augment/study", config.AugmentConfig),
         ("trainer/auto", config.TrainerConfig),
@@ -136,9 +140,14 @@ def explained(file: Path) -> dict[str, str]:
 
 def lines_to_explain() -> Iterator[tuple[str, str]]:
     yield from (("train.yaml", name) for name in defaults_of(config.TrainConfig))
+    yield from (("train.yaml", name) for name in defaults_of(config.TrunkConfig))
     yield from (("recap.yaml", name) for name in defaults_of(config.RecapConfig))
     yield from (("audit.yaml", name) for name in defaults_of(config.AuditConfig))
     yield from (("predict.yaml", name) for name in defaults_of(config.PredictConfig))
+    yield from (("evaluate.yaml", name) for name in defaults_of(config.EvaluateConfig))
+    yield from (("robustness.yaml", name) for name in defaults_of(config.RobustnessConfig))
+    own = defaults_of(config.GeneraliseConfig).keys() - defaults_of(TrainConfig).keys()
+    yield from (("generalise.yaml", name) for name in sorted(own))
     for group, choice in CHOICES:
         # `name` is the choice itself, told in the file's first line.
         for key, value in yaml.safe_load((CONF / group / f"{choice}.yaml").read_text()).items():
@@ -161,6 +170,8 @@ def test_every_field_of_every_class_stands_in_a_yaml() -> None:
         for schema in schemas.values() if schemas else [type(default())]:
             names = {field.name for field in fields(schema)}
             missing += [f"{group}.{n}" for n in names if not any(n in file for file in files)]
+    whole = yaml.safe_load((CONF / "train.yaml").read_text())
+    missing += [f"trunk.{n}" for n in defaults_of(config.TrunkConfig) if n not in whole["trunk"]]
     assert missing == []
 
 
@@ -176,6 +187,8 @@ def test_every_choice_says_in_its_first_line_what_it_is(file: str) -> None:
         ("recap", RecapConfig),
         ("audit", config.AuditConfig),
         ("predict", config.PredictConfig),
+        ("evaluate", config.EvaluateConfig),
+        ("robustness", config.RobustnessConfig),
     ],
 )
 def test_help_describes_every_plain_value(command: str, schema: Any) -> None:
@@ -201,10 +214,10 @@ def test_settings_need_no_torch() -> None:
         ("unfreeze=1.5", "or all"),
         ("unfreeze=true", "or all"),
         ("epochs=0", "at least 1"),
-        ("views=0", "all (another view of each training image in every epoch) or a whole number of at least 1"),
-        ("views=some", "all (another view"),
-        ("views=1.5", "all (another view"),
-        ("views=true", "all (another view"),
+        ("views=0", "auto, all (another view of each training image in every epoch) or a whole number of at least 1"),
+        ("views=some", "auto, all (another view"),
+        ("views=1.5", "auto, all (another view"),
+        ("views=true", "auto, all (another view"),
         ("batch_size=0", "at least 1"),
         ("accumulate=0", "at least 1"),
         ("seed=-1", "a whole number from 0"),
@@ -243,6 +256,18 @@ def test_settings_need_no_torch() -> None:
         ("augment.rotation=181", "[0, 180]"),
         ("augment.translation=1", "[0, 1)"),
         ("augment.flip=1.1", "[0, 1]"),
+        ("augment.blur=1.1", "a probability in [0, 1]"),
+        ("augment.noise=nan", "a probability in [0, 1]"),
+        ("augment.blur_min=-1", "pixels in [0, 100]"),
+        ("augment.blur_max=inf", "pixels in [0, 100]"),
+        ("augment.shrink_min=0", "a factor in [0.1, 1]"),
+        ("augment.shrink_max=1.5", "a factor in [0.1, 1]"),
+        ("augment.noise_max=25", "a standard deviation in [0, 1]"),
+        ("augment.jpeg_min=0", "a quality from 1 to 100"),
+        ("augment.jpeg_max=101", "a quality from 1 to 100"),
+        ("trunk.engine=tensorrt", "one of auto, eager, compile, onnxruntime, openvino"),
+        ("trunk.precision=float16", "one of auto, float32, bfloat16"),
+        ("trunk.keep=[-1]", "values of unfreeze"),
         ("augment.brightness=1", "[0, 1)"),
         ("trainer.devices=2", "several processes are not supported"),
         ("trainer.precision=64", "32-true, bf16-mixed or 16-mixed"),

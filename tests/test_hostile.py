@@ -18,7 +18,7 @@ from tests.data.hostile import make_hostile
 
 TINY = (
     "model=timm", "model.timm=test_resnet", "model.weights=none", "model.input_size=32", "batch_size=8",
-    "accumulate=1", "epochs=1", "trainer=cpu", "trainer.progress=false", "logger=none",
+    "trunk.engine=eager", "accumulate=1", "epochs=1", "trainer=cpu", "trainer.progress=false", "logger=none",
 )  # fmt: skip
 
 

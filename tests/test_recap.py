@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
+from scipy.stats import binomtest
 
 from deepfake import recap, runs
 from deepfake.config import conf_dir, parse_train
@@ -16,7 +17,7 @@ from deepfake.training import train
 
 SETTINGS = (
     "model=timm", "model.timm=test_resnet", "model.weights=none", "model.input_size=32", "batch_size=16",
-    "accumulate=1", "epochs=1", "trainer=cpu", "trainer.progress=false", "logger=none",
+    "trunk.engine=eager", "accumulate=1", "epochs=1", "trainer=cpu", "trainer.progress=false", "logger=none",
 )  # fmt: skip
 
 
@@ -50,6 +51,9 @@ def test_two_runs_side_by_side(output: Path, capfd: pytest.CaptureFixture[str]) 
     assert len(summaries) == 2
     assert set(table.index) == set(summaries)
     assert table["val_loss"].is_monotonic_increasing
+    assert table["against_best"].iloc[0] == "best"
+    assert table["against_best"].iloc[1] in ("not told apart", "told apart")
+    assert table["p_accuracy"].iloc[1] == pytest.approx(_binomial(output, list(table.index)))
     for run, told in summaries.items():
         row = table.loc[run]
         assert row["trained_weights"] == told["trained_weights"]
@@ -63,6 +67,16 @@ def test_two_runs_side_by_side(output: Path, capfd: pytest.CaptureFixture[str]) 
     assert told.err == ""
     for file in ("comparison.csv", "comparison.md", "comparison.png"):
         assert f"  {output / file}\n" in told.out
+
+
+def _binomial(output: Path, runs: list[str]) -> float:
+    """p of McNemar's exact test, from SciPy, on what stands in the folders."""
+    right = []
+    for run in runs:
+        stored = pd.read_csv(output / run / "val_predictions.csv")
+        right.append((stored["prediction"] == stored["label"]).to_numpy())
+    either, both = int((right[0] ^ right[1]).sum()), int((right[0] & ~right[1]).sum())
+    return float(binomtest(both, either).pvalue) if either else 1.0
 
 
 def test_chosen_runs_into_another_folder(output: Path, tmp_path: Path) -> None:

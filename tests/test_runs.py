@@ -24,6 +24,7 @@ INCIDENTAL = {
     "output_dir", "name", "force", "cache", "cache_max_gb", "audit", "logger.name", "logger.tensorboard",
     "logger.image_grid",
     "data.cache.enabled", "data.cache.dir", "data.cache.max_gb", "data.workers", "trainer.name", "trainer.progress",
+    "trunk.keep",
 }  # fmt: skip
 
 

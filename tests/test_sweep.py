@@ -7,16 +7,20 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import timm
+import torch
 from omegaconf import OmegaConf
+from safetensors.torch import save_file
 
 from deepfake import runs, training
 from deepfake import sweep as sweeping
 from deepfake.errors import UserError
+from deepfake.models.trunk import Trunk
 from deepfake.train import main
 
 SETTINGS = (
     "model=timm", "model.timm=test_resnet", "model.weights=none", "model.input_size=32", "batch_size=16",
-    "accumulate=1", "epochs=1", "trainer=cpu", "trainer.progress=false", "logger=none",
+    "trunk.engine=eager", "accumulate=1", "epochs=1", "trainer=cpu", "trainer.progress=false", "logger=none",
 )  # fmt: skip
 
 
@@ -178,3 +182,29 @@ def test_an_interrupted_sweep_ends_at_once_and_goes_on_where_it_was(
 def test_the_same_job_twice_is_one_run(sweep: Sweep) -> None:
     assert sweep("lr=1e-3,0.001") == 0
     assert len(sweep.trained) == len(sweep.compared) == 1
+
+
+@pytest.mark.parametrize("order", ["0,2,all", "2,0,all"])
+def test_the_trunk_runs_once_for_all_jobs(
+    order: str, sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed: list[int] = []
+    compute = Trunk.compute
+    monkeypatch.setattr(Trunk, "compute", lambda self, images: passed.append(len(images)) or compute(self, images))
+    weights = tmp_path / "weights.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), weights)
+    same = (f"model.weights={weights}", "views=1", "epochs=2")
+    assert sweep(*same, f"unfreeze={order}", "lr=1e-3,1e-2", "trunk.precision=float32") == 0
+    assert len(sweep.trained) == 6
+    assert sum(passed) == 48, "each image once, in validation and test too"
+
+
+def test_a_sweep_over_experiments_is_looked_into(sweep: Sweep) -> None:
+    given = ("experiment=report/resnet18,report/efficientnet_2", "views=1")
+    assert sweep(*given) == 0
+    plan = json.loads((sweep.folder / "plan.json").read_text())
+    assert sorted(job["unfreeze"] for job in plan) == [0, 2]
+    assert len({json.dumps(job["model"]) for job in plan}) == 1
+    for folder in sweep.trained:
+        assert OmegaConf.load(folder / "config.yaml").trunk.keep == [0, 2]

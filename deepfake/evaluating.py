@@ -1,0 +1,814 @@
+"""One evaluation from settings to a folder of figures: of a run, of an ensemble, or of several runs side by side.
+
+Temperature, thresholds and an ensemble's weights come from validation parts alone: nothing here can be chosen on the
+images that are judged, and images that a run was trained or calibrated on are never among them.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from numpy.typing import NDArray
+from rich import box
+from rich.table import Table
+from rich.text import Text
+from scipy.special import expit
+from scipy.stats import binomtest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch.utils.tensorboard import SummaryWriter
+
+from deepfake import runs
+from deepfake.analysis.shortcuts import Shortcut, metadata_shortcuts, spectrum_shortcut
+from deepfake.analysis.spectra import gray, power_spectrum, radial_profile
+from deepfake.config import EvaluateConfig, SyntheticConfig
+from deepfake.console import log, logging_to_terminal, progress, terminal
+from deepfake.data.catalog import read_catalogue, refuse_two_labels, safe_csv
+from deepfake.data.datamodule import normalise
+from deepfake.data.images import UnreadableImage, read_image
+from deepfake.data.prepared import Preparation, PreparedImages
+from deepfake.dataset import cache_folder, catalogue
+from deepfake.errors import UserError
+from deepfake.evaluation import sources
+from deepfake.evaluation.calibration import Calibration, calibrate
+from deepfake.evaluation.differences import delong, mcnemar, paired_bootstrap
+from deepfake.evaluation.metrics import INTERVALS, MEASURES, bootstrap_intervals, scores
+from deepfake.files import write_json, write_text
+from deepfake.judging import Detector, Judged, combination
+from deepfake.models.backbones import build_backbone
+from deepfake.models.trunk import Inference
+from deepfake.reporting import evaluation_figures as drawn
+from deepfake.reporting.figures import confusion_figure, save
+from deepfake.reporting.record import predictions
+
+UNJUDGED = 3  # exit status: done, with images that could not be judged
+SEEN = "seen"  # status of an image that a run was trained or calibrated on
+_AT_THRESHOLD = ("accuracy", "balanced_accuracy", "precision", "recall", "f1")
+_PARTS = {"val": "validation", "test": "test"}
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Images:
+    """What is to be judged.
+
+    Attributes:
+        table: a catalogue; status is "unreadable" or `SEEN` where an image is not to be judged, with the reason.
+        root: what the paths are below.
+        of: for titles.
+        own: whether it is the run's own test part.
+        max_megapixels: larger images are not decoded.
+    """
+
+    table: pd.DataFrame
+    root: Path
+    of: str
+    own: bool
+    max_megapixels: float
+
+
+def evaluate(cfg: EvaluateConfig) -> int:
+    """See `deepfake.evaluate.run`."""
+    began = time.monotonic()
+    given = [Path(run).expanduser() for run in (cfg.run if isinstance(cfg.run, list) else [cfg.run])]
+    with logging_to_terminal():
+        for folder in given:
+            if not runs.is_complete(folder):
+                raise UserError(
+                    f"run={folder}: expected the folder of a complete run, found none. Train it, or name another."
+                )
+        if cfg.ensemble is not None:
+            given = [ensemble(cfg, given)]
+        images = _images(cfg, given)
+        return _compare(cfg, given, images) if len(given) > 1 else _report(cfg, given[0], images, began)
+
+
+# -------------------------------------------------------------------------------------------------- what is judged
+
+
+def _images(cfg: EvaluateConfig, folders: Sequence[Path]) -> Images:
+    """The images to judge; those that any of the runs was trained or calibrated on are marked.
+
+    Raises:
+        UserError: no data, or no test part that the runs share.
+    """
+    manifests = [read_catalogue(folder / "manifest.parquet") for folder in folders]
+    if isinstance(cfg.data, SyntheticConfig) or cfg.data.root is not None:
+        return _other_images(cfg, manifests)
+    tests = [manifest[manifest["split"] == "test"].reset_index(drop=True) for manifest in manifests]
+    for folder, test in zip(folders, tests, strict=True):
+        if sorted(test["sha256"]) != sorted(tests[0]["sha256"]):
+            raise UserError(
+                f"run={[str(folder) for folder in folders]}: expected runs of one test part, found another in "
+                f"{folder.name}. Name images that none was trained on with data.root=FOLDER."
+            )
+    data = _settings(folders[0])["data"]
+    return Images(tests[0], Path(data["root"]), "test part", True, float(data["max_megapixels"]))
+
+
+def _other_images(cfg: EvaluateConfig, manifests: Sequence[pd.DataFrame]) -> Images:
+    found = catalogue(cfg.data, cfg.progress)
+    table = found.table
+    if found.given:
+        table = table[(table["split"] == "test") | (table["status"] == "unreadable")].reset_index(drop=True)
+    refuse_two_labels(table)
+    used = pd.concat([manifest.loc[manifest["split"].isin(("train", "val")), "sha256"] for manifest in manifests])
+    seen = (table["status"] != "unreadable") & table["sha256"].isin(used)
+    if seen.any():
+        log.warning(
+            "%d of %d images are in the training or validation part of the run and are not judged", seen.sum(),
+            len(table),
+        )  # fmt: skip
+    table = table.assign(
+        status=table["status"].mask(seen, SEEN),
+        reason=table["reason"].mask(seen, "in the training or validation part of the run"),
+    )
+    return Images(table, found.root, found.root.absolute().name, False, cfg.data.max_megapixels)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        settings["data"]["root"], settings["data"]["max_megapixels"], settings["model"]["timm"]
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+        raise UserError(f"{folder / 'config.yaml'}: expected the settings of a run, found {error!r}.") from error
+    return settings
+
+
+def _judged(cfg: EvaluateConfig, detector: Detector, images: Images) -> pd.DataFrame:
+    """One row an image: path, source, label, status, reason, margin, probability, verdict, uncertain.
+
+    Raises:
+        UserError: not one image could be judged.
+    """
+    table = images.table
+    wanted = ~table["status"].isin(("unreadable", SEEN))
+    coming = zip(table.loc[wanted, "path"], table.loc[wanted, "sha256"], strict=True)
+    answers = []
+    with progress("images", int(wanted.sum()), cfg.progress) as advance:
+        for answer in detector.judge(coming, lambda image: _pixels(images, *image), cfg.batch_size):
+            answers.append(answer)
+            advance()
+    answered = iter(answers)
+    judged = [
+        next(answered) if want else Judged(math.nan, status, reason)
+        for want, status, reason in zip(wanted, table["status"], table["reason"], strict=True)
+    ]
+    found = table[["path", "source", "label"]].reset_index(drop=True)
+    found = pd.concat([found, detector.table(judged, cfg.threshold)], axis=1)
+    found["margin"] = [answer.margin for answer in judged]
+    if not (found["status"] == "ok").any():
+        why = f" ({found['path'].iloc[0]!r}: {found['reason'].iloc[0]})" if len(found) else ""
+        raise UserError(
+            f"{images.root}: expected images that can be judged, found none among {len(found)}{why}. Name others "
+            f"with data.root=FOLDER."
+        )
+    return found
+
+
+def _pixels(images: Images, path: str, sha256: str) -> NDArray[np.uint8]:
+    pixels, file = read_image(images.root / path, images.max_megapixels)
+    if file.sha256 != sha256:
+        raise UnreadableImage("has changed since it was catalogued")
+    return pixels
+
+
+# ------------------------------------------------------------------------------------------------- one run's report
+
+
+def _report(cfg: EvaluateConfig, folder: Path, images: Images, began: float) -> int:
+    output = _output(cfg, folder, images)
+    runs.expect_writable(output, "output")
+    detector = Detector.load(folder, cfg.engine, cfg.tta)
+    table = _judged(cfg, detector, images)
+    there = (table["status"] == "ok").to_numpy()
+    judged = table[there].reset_index(drop=True)
+    facts = _facts(judged, detector.calibration, cfg.threshold)
+    by_source = _by_source(judged, facts["threshold"]["value"], cfg.pairs or {})
+    beside = _baselines(cfg, folder, images, images.table[there], facts) if cfg.baselines else []
+    not_judged = table.loc[~there, "status"].value_counts().to_dict()
+    content = {
+        "run": folder.name,
+        "data": {"root": str(images.root.absolute()), "what": images.of, "images": len(table)},
+        "not_judged": not_judged,
+        "tta": cfg.tta,
+        **facts,
+        "sources": sources.summary(by_source),
+        "baselines": beside,
+        "seconds": round(time.monotonic() - began, 1),
+        "command": shlex.join(["python", "-m", "deepfake.evaluate", *sys.argv[1:]]),
+    }
+    caption = _caption(facts, folder.name)
+    try:
+        write_text(output / "predictions.csv", safe_csv(table))
+        told = {name: facts[name] for name in ("n", "prevalence", "majority")}
+        at = {"threshold": facts["threshold"]["value"], "threshold_from": f"validation of {folder.name}"}
+        write_text(output / "sources.csv", safe_csv(by_source.assign(**told, **at)))
+        pictures = _figures(cfg, output / "figures", f"{images.of}, {folder.name}", detector, judged, facts, images)
+        write_json(output / "evaluation.json", _plain(content))
+    except OSError as error:
+        raise runs.unwritable(output, error.strerror, "output") from error
+    if (folder / "tensorboard").is_dir():
+        _to_tensorboard(folder / "tensorboard", output.name, facts, pictures)
+    _print(facts, by_source, beside, caption, f"{images.of}, {folder.name}")
+    if not_judged:
+        log.warning("not judged: %s", ", ".join(f"{count} {status}" for status, count in not_judged.items()))
+    log.info("%s", output)
+    return UNJUDGED if set(not_judged) - {SEEN} else 0
+
+
+def _output(cfg: EvaluateConfig, folder: Path, images: Images) -> Path:
+    if cfg.output is not None:
+        return Path(cfg.output).expanduser()
+    parts = ["evaluation", *([] if images.own else [images.of]), *([] if cfg.tta == "none" else [cfg.tta])]
+    return folder / "-".join(parts)
+
+
+def _facts(judged: pd.DataFrame, calibration: Calibration, threshold: str) -> dict[str, Any]:
+    """Every figure of the images that were judged, with 95 % intervals, at each stored threshold and without one."""
+    labels, p = judged["label"].to_numpy(), judged["probability"].to_numpy()
+    at = {}
+    for name, stored in calibration.thresholds.items():
+        found = scores(labels, p, stored.value)
+        at[name] = {
+            "value": stored.value,
+            "from": "validation of the run" if name != "half" else "fixed",
+            "warning": stored.warning,
+            **{measure: found[measure] for measure in (*_AT_THRESHOLD, "tn", "fp", "fn", "tp")},
+            "fpr": _share(found["fp"], found["fp"] + found["tn"]),
+            "tpr": _share(found["tp"], found["tp"] + found["fn"]),
+            "intervals": bootstrap_intervals(labels, p, stored.value, _AT_THRESHOLD)
+            | {"fpr": _wilson(found["fp"], found["fp"] + found["tn"])},
+        }
+    overall = scores(labels, p)
+    free = [measure for measure in MEASURES if measure not in _AT_THRESHOLD]
+    doubtful = judged["uncertain"].to_numpy(dtype=bool)
+    right = (judged["verdict"] == "fake").to_numpy() == (labels == 1)
+    before = expit(judged["margin"].to_numpy())
+    return {
+        "n": len(judged),
+        "prevalence": overall["prevalence"],
+        "majority": overall["majority"],
+        "threshold": {"name": threshold, "value": at[threshold]["value"], "from": at[threshold]["from"]},
+        **{measure: overall[measure] for measure in free},
+        "intervals": bootstrap_intervals(labels, p, metrics=free),
+        "thresholds": at,
+        "temperature": calibration.temperature,
+        "before_temperature": {name: scores(labels, before)[name] for name in ("nll", "brier", "ece")},
+        "uncertain": {
+            "band": list(calibration.band),
+            "share": float(doubtful.mean()),
+            "accuracy_of_the_others": _share(right[~doubtful].sum(), (~doubtful).sum()),
+        },
+        "warnings": calibration.warnings,
+    }
+
+
+def _by_source(judged: pd.DataFrame, threshold: float, pairs: Mapping[str, str]) -> pd.DataFrame:
+    try:
+        return sources.by_source(judged, threshold, pairs)
+    except ValueError as error:
+        raise UserError(f"pairs={dict(pairs)} is refused: {error}.") from error
+
+
+def _wilson(part: float, whole: float) -> Interval:
+    """95 % interval of a share (Wilson, 1927), which keeps its width at 0; NaN of nothing."""
+    if not whole:
+        return math.nan, math.nan
+    found = binomtest(int(part), int(whole)).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
+
+
+def _share(part: float, whole: float) -> float:
+    return float(part / whole) if whole else math.nan
+
+
+def _figures(
+    cfg: EvaluateConfig,
+    folder: Path,
+    of: str,
+    detector: Detector,
+    judged: pd.DataFrame,
+    facts: Mapping[str, Any],
+    images: Images,
+) -> dict[str, NDArray[np.uint8]]:
+    """Draw and write them; returned by name, uint8 (height, width, 3)."""
+    labels, p = judged["label"].to_numpy(), judged["probability"].to_numpy()
+    curves = {"all images": (labels, p)}
+    reals, fakes = judged[judged["label"] == 0], judged[judged["label"] == 1]
+    if len(reals):
+        for source, rows in fakes.groupby("source"):
+            together = pd.concat([reals, rows])
+            curves[str(source)] = together["label"].to_numpy(), together["probability"].to_numpy()
+    at = facts["thresholds"]
+    points = {("half (fixed)" if name == "half" else name): (e["fpr"], e["tpr"]) for name, e in at.items()}
+    stored = {name: entry["value"] for name, entry in at.items()}
+    chosen = at[cfg.threshold]
+    counts = np.array([[chosen["tn"], chosen["fp"]], [chosen["fn"], chosen["tp"]]], dtype=np.int64)
+    figures = {
+        "roc": drawn.roc_figure(curves, of, points),
+        "precision_recall": drawn.precision_recall_figure(curves, of, points),
+        "det": drawn.det_figure(curves, of, points),
+        "reliability": drawn.reliability_figure(labels, expit(judged["margin"].to_numpy()), p, of),
+        "scores": drawn.score_histograms(judged, of, stored, detector.calibration.band),
+        "confusion": confusion_figure(counts, f"{len(judged):,} images, P(fake) > {chosen['value']:.3f}"),
+        "mistakes": _mistakes(cfg.mistakes, of, judged, images),
+    }
+    return {name: save(figure, folder / f"{name}.png") for name, figure in figures.items()}
+
+
+def _mistakes(most: int, of: str, judged: pd.DataFrame, images: Images) -> Any:
+    """The sheet of those mistakes whose P(fake) is furthest from the truth."""
+    wrong = judged[(judged["verdict"] == "fake") != (judged["label"] == 1)]
+    # By the margin where the probabilities are rounded to the same 0 or 1.
+    towards_truth = wrong["margin"].where(wrong["label"] == 1, -wrong["margin"])
+    worst = wrong.loc[towards_truth.sort_values(kind="stable").index[:most]]
+    pixels, captions = [], []
+    for row in worst.to_dict("records"):
+        try:
+            pixels.append(read_image(images.root / row["path"], images.max_megapixels)[0])
+        except UnreadableImage:
+            continue  # gone since it was judged a moment ago
+        truth = "real" if row["label"] == 0 else "fake"
+        captions.append((row["source"], f"P(fake) {row['probability']:.3f}, is {truth}", Path(row["path"]).name))
+    title = (
+        f"The {len(pixels)} most confident of {len(wrong):,} mistakes on {len(judged):,} images, "
+        f"{100 * judged['label'].mean():.1f} % fake; {of}"
+    )
+    return drawn.mistakes_sheet(pixels, captions, title)
+
+
+def _to_tensorboard(
+    board: Path, name: str, facts: Mapping[str, Any], pictures: Mapping[str, NDArray[np.uint8]]
+) -> None:
+    figures = {measure: facts[measure] for measure in ("auroc", "ap", "eer", "nll", "ece")}
+    figures["accuracy"] = facts["thresholds"][facts["threshold"]["name"]]["accuracy"]
+    with SummaryWriter(board) as writer:
+        for measure, value in figures.items():
+            if math.isfinite(value):
+                writer.add_scalar(f"{name}/{measure}", value)
+        for picture, pixels in pictures.items():
+            writer.add_image(f"{name}/{picture}", pixels, dataformats="HWC")
+
+
+# ------------------------------------------------------------------------------------------------------- baselines
+
+
+def _baselines(
+    cfg: EvaluateConfig, folder: Path, images: Images, judged: pd.DataFrame, facts: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """What shallower judges reach on the same images, then the run: name, balanced accuracy and AUROC with intervals.
+
+    Each learns on the run's own training part, with its classes weighted alike, and calls an image fake above .5.
+    """
+    if not {0, 1} <= set(judged["label"]):
+        log.warning("baselines  not told: the images are of one class")
+        return []
+    settings = _settings(folder)
+    manifest = read_catalogue(folder / "manifest.parquet")
+    train = manifest[manifest["split"] == "train"]
+    together = pd.concat([train.assign(split="train"), judged.assign(split="test")], ignore_index=True)
+    roots = [Path(settings["data"]["root"])] * len(train) + [images.root] * len(judged)
+    at = facts["thresholds"][facts["threshold"]["name"]]
+    (metadata,) = (found for found in metadata_shortcuts(together) if found.name == "all metadata")
+    rows = [
+        {"name": "majority class", "balanced_accuracy": 0.5, "auroc": 0.5, "accuracy": facts["majority"]},
+        _of_shortcut("metadata tree", metadata),
+    ]
+    try:
+        profiles, features, kept = _looked_at(cfg, folder, settings, together, roots, images)
+    except UserError as error:  # the original weights or the training images are not at hand
+        log.warning("baselines  spectrum and frozen features are not told: %s", error)
+    else:
+        parts, labels = together.loc[kept, "split"].to_numpy(), together.loc[kept, "label"].to_numpy()
+        rows.append(_of_shortcut("spectrum, logistic", spectrum_shortcut(profiles, labels, parts)))
+        rows.append(_of_features(features, labels, parts))
+    run = {"name": "this run", "balanced_accuracy": at["balanced_accuracy"], "auroc": facts["auroc"]}
+    run["intervals"] = {
+        "accuracy": at["intervals"]["accuracy"],
+        "balanced_accuracy": at["intervals"]["balanced_accuracy"],
+        "auroc": facts["intervals"]["auroc"],
+    }
+    return [*rows, run | {"accuracy": at["accuracy"], "test_images": facts["n"]}]
+
+
+def _of_shortcut(name: str, found: Shortcut) -> dict[str, Any]:
+    return {
+        "name": name,
+        "balanced_accuracy": found.balanced_accuracy,
+        "auroc": found.auroc,
+        "intervals": {"balanced_accuracy": found.interval, "auroc": found.auroc_interval},
+        "train_images": found.train_images,
+        "test_images": found.test_images,
+        "rule": found.rule,
+    }
+
+
+def _of_features(features: NDArray[np.float32], labels: NDArray, parts: NDArray) -> dict[str, Any]:
+    train, test = parts == "train", parts == "test"
+    # The strength of the penalty is scikit-learn's own, C = 1, and never chosen.
+    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
+    p = model.fit(features[train], labels[train]).predict_proba(features[test])[:, 1]
+    measured = ("balanced_accuracy", "auroc", "accuracy")
+    return {
+        "name": "frozen features, logistic",
+        **{measure: scores(labels[test], p)[measure] for measure in measured},
+        "intervals": bootstrap_intervals(labels[test], p, metrics=measured),
+        "train_images": int(train.sum()),
+        "test_images": int(test.sum()),
+    }
+
+
+def _looked_at(
+    cfg: EvaluateConfig,
+    folder: Path,
+    settings: Mapping[str, Any],
+    table: pd.DataFrame,
+    roots: Sequence[Path],
+    images: Images,
+) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.int64]]:
+    """Spectra, features of the original weights, and which rows of the table could be read.
+
+    Raises:
+        UserError: the weights are not at hand, or not one training image of a class is.
+    """
+    model = settings["model"]
+    backbone = build_backbone(model["timm"], model["weights"], model["input_size"]).eval()
+    spec, network = backbone.input_spec, Inference(backbone, 0, cfg.engine, "float32", torch.device("cpu"))
+    how = Preparation(**{name: value for name, value in _preparation(folder).items() if name != "size"})
+    prepared = PreparedImages(spec, cache_folder(cfg.data), images.max_megapixels, how)
+
+    def look(row: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]] | None:
+        try:
+            pixels = prepared.read(roots[row] / table["path"].iloc[row], table["sha256"].iloc[row])
+        except UnreadableImage:
+            return None
+        return pixels, radial_profile(power_spectrum(gray(pixels)))
+
+    profiles, features, kept = [], [], []
+    with progress("baselines", len(table), cfg.progress) as advance, ThreadPoolExecutor() as pool:
+        for start in range(0, len(table), cfg.batch_size):
+            batch = range(start, min(start + cfg.batch_size, len(table)))
+            there = [(row, found) for row, found in zip(batch, pool.map(look, batch), strict=True) if found]
+            if there:
+                pixels = torch.from_numpy(np.stack([found[0] for _, found in there])).permute(0, 3, 1, 2)
+                with torch.inference_mode():
+                    pooled = network(normalise(pixels, spec))
+                    features.append(backbone.network.forward_head(pooled, pre_logits=True).numpy())  # type: ignore[operator]
+                profiles += [found[1] for _, found in there]
+                kept += [row for row, _ in there]
+            for _ in batch:
+                advance()
+    rows = table.iloc[kept]
+    if len(rows[["split", "label"]].drop_duplicates()) < 4:
+        raise UserError("expected training images of both classes, found none of one: they are no longer there.")
+    if len(kept) < len(table):
+        log.warning("baselines  %d images can no longer be read and are left out of them", len(table) - len(kept))
+    return np.stack(profiles), np.concatenate(features), np.array(kept)
+
+
+def _preparation(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / runs.SUMMARY).read_text(encoding="utf-8"))["preparation"]
+
+
+# ------------------------------------------------------------------------------------------------- on the terminal
+
+
+def _caption(facts: Mapping[str, Any], run: str) -> str:
+    at = facts["threshold"]
+    origin = "fixed" if at["from"] == "fixed" else f"chosen on the validation part of {run}"
+    return (
+        f"{facts['n']:,} images, {100 * facts['prevalence']:.1f} % fake, majority-class baseline "
+        f"{facts['majority']:.3f}; threshold {at['name']}, P(fake) > {at['value']:.3f}, {origin}; temperature "
+        f"{facts['temperature']:.2f}, fitted on validation; [ ]: 95 % intervals over the images."
+    )
+
+
+def _print(
+    facts: Mapping[str, Any],
+    by_source: pd.DataFrame,
+    beside: Sequence[Mapping[str, Any]],
+    caption: str,
+    of: str,
+) -> None:
+    console = terminal()
+    console.print(_overall_table(facts, caption, of))
+    console.print(_threshold_table(facts, caption))
+    console.print(_source_table(by_source, caption))
+    if beside:
+        console.print(_baseline_table(beside, caption))
+
+
+def _overall_table(facts: Mapping[str, Any], caption: str, of: str) -> Table:
+    table = _table(f"Without a threshold: {of}", ("measure", "value [95 %]"), caption)
+    for measure, interval in facts["intervals"].items():
+        table.add_row(measure, _figure(facts[measure], interval))
+    before = facts["before_temperature"]
+    table.add_row("ece before temperature", _figure(before["ece"]))
+    return table
+
+
+def _threshold_table(facts: Mapping[str, Any], caption: str) -> Table:
+    heads = ("threshold", "P(fake) >", "from", "accuracy", "balanced", "precision", "recall", "FPR")
+    table = _table("At each stored threshold", heads, caption)
+    for name, at in facts["thresholds"].items():
+        shown = ("accuracy", "balanced_accuracy", "precision", "recall", "fpr")
+        figures = [_figure(at[measure], at["intervals"][measure], between="\n") for measure in shown]
+        origin = "fixed" if at["from"] == "fixed" else "validation"
+        table.add_row(name, f"{at['value']:.3f}", origin, *figures)
+    return table
+
+
+def _source_table(by_source: pd.DataFrame, caption: str) -> Table:
+    table = _table("By source", ("source", "against", "images", "AUROC", "AP", "FNR", "FPR"), caption)
+    for row in by_source.to_dict("records"):
+        against = "" if row["label"] == 0 else ("all reals" if pd.isna(row["parent"]) else str(row["parent"]))
+        figures = [_figure(row[m], (row[f"{m}_low"], row[f"{m}_high"])) for m in ("auroc", "ap", "fnr", "fpr")]
+        # Names of sources come from folders: a plain string would be read as markup.
+        table.add_row(Text(str(row["source"])), Text(against), f"{row['images']:,}", *figures)
+    return table
+
+
+def _baseline_table(beside: Sequence[Mapping[str, Any]], caption: str) -> Table:
+    heads = ("judge", "accuracy", "balanced accuracy", "AUROC")
+    table = _table("Beside baselines, which call an image fake above .5", heads, caption)
+    for row in beside:
+        intervals = row.get("intervals", {})
+        figures = [
+            _figure(row.get(m, math.nan), intervals.get(m)) for m in ("accuracy", "balanced_accuracy", "auroc")
+        ]
+        table.add_row(str(row["name"]), *figures)
+    return table
+
+
+def _table(title: str, heads: Sequence[str], caption: str) -> Table:
+    table = Table(
+        title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, caption=Text(caption), caption_justify="left"
+    )
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="left" if number == 0 else "right")
+    return table
+
+
+def _figure(value: float, interval: Interval | None = None, between: str = " ") -> Text:
+    """0.913 [0.884, 0.938]; a dash where it is undefined."""
+    if not math.isfinite(value):
+        return Text("\N{EN DASH}")
+    known = interval is not None and all(map(math.isfinite, interval))
+    return Text(f"{value:.3f}" + (f"{between}[{interval[0]:.3f}, {interval[1]:.3f}]" if known and interval else ""))
+
+
+def _plain(value: Any) -> Any:
+    """As JSON can hold it: what is undefined is null."""
+    match value:
+        case dict():
+            return {str(key): _plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case float():
+            return value if math.isfinite(value) else None
+    return value
+
+
+# ------------------------------------------------------------------------------------------------ several runs as one
+
+
+def ensemble(cfg: EvaluateConfig, members: Sequence[Path]) -> Path:
+    """The folder of the ensemble of some runs, made where it is not there yet.
+
+    Weights and calibration are fitted on the members' validation predictions alone; every figure in its summary comes
+    from their stored predictions.
+
+    Raises:
+        UserError: a member is no run, or the members' parts differ; the folder cannot be written.
+    """
+    for member in members:
+        if (member / runs.ENSEMBLE).exists():
+            raise UserError(f"run={member}: expected a run as a member, found an ensemble. Name its members instead.")
+    digests = [hashlib.sha256((member / runs.BEST).read_bytes()).hexdigest() for member in members]
+    how = str(cfg.ensemble)
+    key = hashlib.sha256(json.dumps([how, sorted(digests)]).encode()).hexdigest()[:8]
+    folder = Path(cfg.output_dir).expanduser() / f"ensemble-{how}-{key}"
+    if runs.is_complete(folder):
+        log.info("%s is complete", folder)
+        return folder
+    runs.expect_writable(folder.parent)
+    parts = {part: _shared_part(members, part) for part in _PARTS}
+    calibrations = [_calibration(member) for member in members]
+    validation, margins = parts["val"]
+    weights = _stacked(validation["label"].to_numpy(), margins, calibrations) if how == "stacked" else []
+    combine = combination(how, calibrations, weights)
+    calibration = calibrate(validation["label"].to_numpy(), combine(margins))
+    runs.begin(folder)
+    names = [f"{number}-{member.name}.ckpt" for number, member in enumerate(members)]
+    try:
+        (folder / "members").mkdir()
+        for member, name in zip(members, names, strict=True):
+            shutil.copyfile(member / runs.BEST, folder / "members" / name)
+        for name in ("config.yaml", "manifest.csv", "manifest.parquet"):
+            shutil.copyfile(members[0] / name, folder / name)
+        told = {"members": names, "sha256": digests, "combine": how, "weights": weights}
+        write_json(folder / runs.ENSEMBLE, told | {"calibration": calibration.as_dict()})
+        verdicts = {}
+        for part, (rows, each) in parts.items():
+            table = predictions(rows, np.arange(len(rows)), combine(each), calibration)
+            write_text(folder / f"{part}_predictions.csv", safe_csv(table))
+            verdicts[part] = _verdict(table)
+        summary = _ensemble_summary(folder, members, how) | verdicts | {"calibration": calibration.as_dict()}
+        write_json(folder / runs.SUMMARY, _plain(summary))
+        runs.finish(folder, "complete")
+    except OSError as error:
+        runs.finish(folder, "failed", str(error))
+        raise runs.unwritable(folder, error.strerror) from error
+    log.info("ensemble   %s of %d runs in %s", how, len(members), folder)
+    return folder
+
+
+def _shared_part(members: Sequence[Path], part: str) -> tuple[pd.DataFrame, NDArray[np.float64]]:
+    """The images of a part that all members share, in the first one's order, and their margins (members, N).
+
+    Raises:
+        UserError: they do not.
+    """
+    tables = [_predicted(member, part) for member in members]
+    identity = [table.sort_values(["sha256", "label"])[["sha256", "label"]].to_numpy().tolist() for table in tables]
+    for member, found in zip(members[1:], identity[1:], strict=True):
+        if found != identity[0]:
+            raise UserError(
+                f"run={member}: expected the {_PARTS[part]} images of {members[0].name}, found others "
+                f"({len(found)} beside {len(identity[0])}): runs of one ensemble share the split. Train them on the "
+                f"same data with the same data.split_seed."
+            )
+    # Equal files have equal margins, so that it does not matter which of them is which.
+    first = tables[0].sort_values(["sha256", "label"], kind="stable")
+    margins = np.stack([table.sort_values(["sha256", "label"], kind="stable")["margin"] for table in tables])
+    order = np.argsort(first.index.to_numpy())
+    return tables[0], margins[:, order]
+
+
+def _predicted(member: Path, part: str) -> pd.DataFrame:
+    """A part of a run's manifest with the stored margins."""
+    manifest = read_catalogue(member / "manifest.parquet")
+    rows = manifest[manifest["split"] == part].reset_index(drop=True)
+    try:
+        stored = pd.read_csv(member / f"{part}_predictions.csv", keep_default_na=False, float_precision="round_trip")
+        # A CSV has an apostrophe before what a spreadsheet would take for a formula.
+        names = [table["path"].str.removeprefix("'").tolist() for table in (stored, rows)]
+        if names[0] != names[1]:
+            raise ValueError(f"{len(stored)} rows that are not those of its manifest ({len(rows)})")
+        return rows.assign(margin=stored["margin"].to_numpy(np.float64))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{member / f'{part}_predictions.csv'}: expected the run's predictions, found {error}"
+        ) from error
+
+
+def _calibration(member: Path) -> Calibration:
+    try:
+        return Calibration.from_dict(json.loads((member / runs.SUMMARY).read_text(encoding="utf-8"))["calibration"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{member / runs.SUMMARY}: expected a calibrated run, found {error}. Train it whole."
+        ) from error
+
+
+def _stacked(labels: NDArray, margins: NDArray[np.float64], calibrations: Sequence[Calibration]) -> list[float]:
+    """Bias, and one weight a member, of a logistic regression on the calibrated logits."""
+    logits = margins.T / np.array([calibration.temperature for calibration in calibrations])
+    fitted = LogisticRegression(max_iter=1000).fit(logits, labels)
+    return [float(fitted.intercept_[0]), *map(float, fitted.coef_[0])]
+
+
+def _verdict(table: pd.DataFrame) -> dict[str, Any]:
+    """As a training run's summary holds it; the loss is that of the margins as they are."""
+    labels, p = table["label"].to_numpy(), table["probability"].to_numpy()
+    loss = float(np.logaddexp(0, np.where(labels == 1, -table["margin"], table["margin"])).mean())
+    intervals = bootstrap_intervals(labels, p, metrics=INTERVALS)
+    return {"loss": loss, **scores(labels, p), "n": len(table), "intervals": intervals}
+
+
+def _ensemble_summary(folder: Path, members: Sequence[Path], how: str) -> dict[str, Any]:
+    """What `deepfake.recap` shows of it. Epochs and a training part it has none."""
+    told = [json.loads((member / runs.SUMMARY).read_text(encoding="utf-8")) for member in members]
+
+    def each(key: str) -> str:
+        return "+".join(dict.fromkeys(str(summary[key]) for summary in told))
+
+    return {
+        "run": folder.name,
+        "model": f"{how} of {each('model')}",
+        "members": [member.name for member in members],
+        "unfreeze": each("unfreeze"),
+        "scheduler": each("scheduler"),
+        "seed": each("seed"),
+        "trained_weights": sum(summary["trained_weights"] for summary in told),
+        "total_weights": sum(summary["total_weights"] for summary in told),
+        "epochs_run": None,
+        "best_epoch": None,
+        "seconds": sum(summary["seconds"] for summary in told),
+        "monitor": told[0]["monitor"],
+        "preparation": told[0]["preparation"],
+        "train": {},
+    }
+
+
+# ------------------------------------------------------------------------------------------- several runs compared
+
+
+def _compare(cfg: EvaluateConfig, folders: Sequence[Path], images: Images) -> int:
+    key = hashlib.sha256("\n".join(str(folder.absolute()) for folder in folders).encode()).hexdigest()[:8]
+    name = f"comparison-{key}" if images.own else f"comparison-{key}-{images.of}"
+    output = Path(cfg.output).expanduser() if cfg.output else Path(cfg.output_dir).expanduser() / name
+    runs.expect_writable(output, "output")
+    detectors = [Detector.load(folder, cfg.engine, cfg.tta) for folder in folders]
+    tables = [_judged(cfg, detector, images) for detector in detectors]
+    # What one of them could not judge, none is judged on.
+    there = np.logical_and.reduce([table["status"] == "ok" for table in tables])
+    if not there.any():
+        raise UserError(f"{images.root}: expected images that every run can judge, found none.")
+    labels = tables[0].loc[there, "label"].to_numpy()
+    p = [table.loc[there, "probability"].to_numpy() for table in tables]
+    cuts = [detector.calibration.thresholds[cfg.threshold].value for detector in detectors]
+    each = [scores(labels, *judged) for judged in zip(p, cuts, strict=True)]
+    content = {
+        "data": {"root": str(images.root.absolute()), "what": images.of, "images": len(there)},
+        "n": int(there.sum()),
+        "prevalence": each[0]["prevalence"],
+        "majority": each[0]["majority"],
+        "threshold": cfg.threshold,
+        "runs": [
+            {
+                "run": folder.name,
+                "threshold": cut,
+                **{measure: found[measure] for measure in MEASURES},
+                "intervals": bootstrap_intervals(labels, judged, cut),
+            }
+            for folder, judged, cut, found in zip(folders, p, cuts, each, strict=True)
+        ],
+        "pairs": [
+            {"a": folders[a].name, "b": folders[b].name, **_difference(labels, (p[a], p[b]), (cuts[a], cuts[b]))}
+            for a, b in itertools.combinations(range(len(folders)), 2)
+        ],
+    }
+    try:
+        write_json(output / "comparison.json", _plain(content))
+    except OSError as error:
+        raise runs.unwritable(output, error.strerror, "output") from error
+    _print_comparison(content)
+    log.info("%s", output / "comparison.json")
+    return UNJUDGED if any(set(table["status"]) - {"ok", SEEN} for table in tables) else 0
+
+
+def _difference(labels: NDArray, p: tuple[NDArray, NDArray], cuts: tuple[float, float]) -> dict[str, Any]:
+    """Paired, of a minus b; DeLong's test is left out where a class has fewer than two images."""
+    said = [judged > cut for judged, cut in zip(p, cuts, strict=True)]
+    two_of_each = min(np.bincount(labels, minlength=2)) >= 2
+    return {
+        "bootstrap": paired_bootstrap(labels, *p, thresholds=cuts),
+        "delong": delong(labels, *p)._asdict() if two_of_each else None,
+        "mcnemar": mcnemar(labels, *said)._asdict(),
+    }
+
+
+def _print_comparison(content: Mapping[str, Any]) -> None:
+    caption = (
+        f"{content['n']:,} images, {100 * content['prevalence']:.1f} % fake, majority-class baseline "
+        f"{content['majority']:.3f}; threshold {content['threshold']} of each run, from its own validation; "
+        f"[ ]: 95 % intervals over the images, of the differences paired. The p-values are not corrected for the "
+        f"number of pairs, and tell nothing of other training seeds."
+    )
+    console = terminal()
+    table = _table("Runs on the same images", ("run", "P(fake) >", "accuracy", "F1", "AUROC", "AP"), caption)
+    for row in content["runs"]:
+        figures = [_figure(row[measure], row["intervals"][measure]) for measure in ("accuracy", "f1", "auroc", "ap")]
+        table.add_row(Text(row["run"]), f"{row['threshold']:.3f}", *figures)
+    console.print(table)
+    heads = ("a - b", "accuracy", "McNemar p", "AUROC", "DeLong p")
+    table = _table("Differences", heads, caption)
+    for pair in content["pairs"]:
+        accuracy, auroc = (pair["bootstrap"][measure] for measure in ("accuracy", "auroc"))
+        test = pair["delong"]
+        table.add_row(
+            Text(f"{pair['a']} - {pair['b']}"),
+            _figure(accuracy[0], accuracy[1:]),
+            _figure(pair["mcnemar"]["p_value"]),
+            _figure(auroc[0], auroc[1:]),
+            _figure(test["p_value"] if test else math.nan),
+        )
+    console.print(table)

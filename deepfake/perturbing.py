@@ -1,0 +1,281 @@
+"""One robustness test from settings to its report: the same images as they are, and after each perturbation."""
+
+import hashlib
+import json
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from deepfake import runs
+from deepfake.config import EvaluateConfig, RobustnessConfig
+from deepfake.console import log, logging_to_terminal, progress, terminal
+from deepfake.data.catalog import limit_images, safe_csv
+from deepfake.data.images import UnreadableImage
+from deepfake.data.perturbations import Perturbation, grid, perturb
+from deepfake.errors import UserError
+from deepfake.evaluating import SEEN, UNJUDGED, Images, _images, _pixels, _plain
+from deepfake.evaluation.robustness import BIASED, one_sided_flips, robustness_table, summary
+from deepfake.files import write_json, write_text
+from deepfake.judging import Detector
+from deepfake.predicting import _weights
+from deepfake.reporting.evaluation_figures import robustness_figure
+from deepfake.reporting.figures import save
+
+RECOMPRESSION = Perturbation("jpeg", 95)  # what is done to one class alone; high enough not to be seen
+
+_FORMAT = 1  # of a part; another number has all images judged again
+_KEPT = 10**9  # bytes of decoded originals; what is beyond is decoded anew for each perturbation
+_COLUMNS = ("path", "source", "label", "sha256", "status", "reason", "margin", "probability")
+
+
+def judge_perturbed(cfg: RobustnessConfig) -> int:
+    """See `deepfake.robustness.run`."""
+    began = time.monotonic()
+    folder = Path(cfg.run).expanduser()
+    with logging_to_terminal():
+        if not runs.is_complete(folder):
+            raise UserError(
+                f"run={folder}: expected the folder of a complete run, found none. Train it, or name another."
+            )
+        images = _images(EvaluateConfig(data=cfg.data, run=str(folder), progress=cfg.progress), [folder])
+        output = _output(cfg, folder, images)
+        runs.expect_writable(output, "output")
+        status = images.table["status"]
+        table = limit_images(images.table[~status.isin(("unreadable", SEEN))], cfg.limit)
+        parts = output / "parts" / _key(cfg, folder, table)
+        detector = Detector.load(folder, cfg.engine, cfg.tta)
+        try:
+            clean, answers = _answers(cfg, detector, images, table, parts)
+        except OSError as error:
+            raise runs.unwritable(output, error.strerror, "output") from error
+        lost = clean["status"] != "ok"
+        if lost.all():
+            raise UserError(
+                f"{images.root}: expected images that can be judged, found none among {len(images.table)}. Name "
+                f"others with data.root=FOLDER."
+            )
+        before = status[status.isin(("unreadable", SEEN))]
+        not_judged = pd.concat([before, clean.loc[lost, "status"]]).value_counts().to_dict()
+        report = _report(cfg, detector, clean, answers) | {
+            "run": folder.name,
+            "data": {"root": str(images.root.absolute()), "what": images.of, "limit": cfg.limit},
+            "not_judged": not_judged,
+            "tta": cfg.tta,
+            "answers": str(parts.relative_to(output)),
+            "seconds": round(time.monotonic() - began, 1),
+            "command": shlex.join(["python", "-m", "deepfake.robustness", *sys.argv[1:]]),
+        }
+        _write(output, report, f"{images.of}, {folder.name}")
+        return UNJUDGED if set(not_judged) - {SEEN} else 0
+
+
+def _output(cfg: RobustnessConfig, folder: Path, images: Images) -> Path:
+    if cfg.output is not None:
+        return Path(cfg.output).expanduser()
+    parts = ["robustness", *([] if images.own else [images.of]), *([] if cfg.tta == "none" else [cfg.tta])]
+    return folder / "-".join(parts)
+
+
+def _key(cfg: RobustnessConfig, folder: Path, table: pd.DataFrame) -> str:
+    """Eight hexadecimal digits of all that decides an answer: parts of another key are never taken for these."""
+    images = list(zip(table["path"], table["sha256"], strict=True))
+    decided = [_FORMAT, _weights(folder), images, cfg.tta, cfg.engine]
+    return hashlib.sha256(json.dumps(decided).encode()).hexdigest()[:8]
+
+
+# --------------------------------------------------------------------------------------------------------- answers
+
+
+@dataclass
+class _Originals:
+    """Decoded images, kept while there is room, for each is perturbed many times. Several threads may ask."""
+
+    images: Images
+    room: int = _KEPT
+    _kept: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def pixels(self, path: str, sha256: str) -> NDArray[np.uint8]:
+        if path in self._kept:
+            return self._kept[path]
+        pixels = _pixels(self.images, path, sha256)
+        with self._lock:
+            if pixels.nbytes <= self.room and path not in self._kept:
+                self.room -= pixels.nbytes
+                self._kept[path] = pixels
+        return pixels
+
+
+def _answers(
+    cfg: RobustnessConfig, detector: Detector, images: Images, table: pd.DataFrame, folder: Path
+) -> tuple[pd.DataFrame, dict[Perturbation, pd.DataFrame]]:
+    """Answers to the images as they are and after each perturbation, asked for where `folder` has them not yet.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    wanted = [each for each in grid() if cfg.perturbations is None or each.kind in cfg.perturbations]
+    wanted = [*wanted, *([] if RECOMPRESSION in wanted else [RECOMPRESSION])]
+    originals = _Originals(images)
+    with progress("images", len(table) * (1 + len(wanted)), cfg.progress) as advance:
+
+        def ask(perturbation: Perturbation | None) -> pd.DataFrame:
+            file = folder / (f"{perturbation.kind}_{perturbation.strength:g}.csv" if perturbation else "clean.csv")
+            found = _read_part(file, table)
+            if found is None:
+                found = _judged(detector, originals, table, perturbation, cfg.batch_size, advance)
+                write_text(file, safe_csv(found))
+            else:
+                for _ in range(len(table)):
+                    advance()
+            return found
+
+        return ask(None), {perturbation: ask(perturbation) for perturbation in wanted}
+
+
+def _judged(
+    detector: Detector,
+    originals: _Originals,
+    table: pd.DataFrame,
+    perturbation: Perturbation | None,
+    batch_size: int,
+    advance: Callable[[], None],
+) -> pd.DataFrame:
+    """One row an image, `_COLUMNS`."""
+
+    def read(image: tuple[str, str]) -> NDArray[np.uint8]:
+        path, sha256 = image
+        pixels = originals.pixels(path, sha256)
+        if perturbation is None:
+            return pixels
+        try:
+            return perturb(pixels, perturbation, sha256)
+        except ValueError as error:
+            raise UnreadableImage(f"cannot be perturbed: {error}") from error
+
+    answers = []
+    coming = zip(table["path"], table["sha256"], strict=True)
+    for answer in detector.judge(coming, read, batch_size):
+        answers.append(answer)
+        advance()
+    found = table[["path", "source", "label", "sha256"]].reset_index(drop=True)
+    found = found.assign(margin=[answer.margin for answer in answers])
+    return pd.concat([found, detector.table(answers)], axis=1)[list(_COLUMNS)]
+
+
+def _read_part(file: Path, table: pd.DataFrame) -> pd.DataFrame | None:
+    """What an earlier test wrote of these very images; None where there is nothing whole."""
+    try:
+        found = pd.read_csv(file, keep_default_na=False, na_values={"margin": "", "probability": ""},
+                            float_precision="round_trip")[list(_COLUMNS)]  # fmt: skip
+    except (OSError, ValueError, KeyError):
+        return None
+    return found if found["sha256"].tolist() == table["sha256"].tolist() else None
+
+
+# ---------------------------------------------------------------------------------------------------------- report
+
+
+def _report(
+    cfg: RobustnessConfig, detector: Detector, clean: pd.DataFrame, answers: Mapping[Perturbation, pd.DataFrame]
+) -> dict[str, Any]:
+    threshold = detector.calibration.thresholds[cfg.threshold].value
+    labels = clean["label"].to_numpy()
+    p = {each: found["probability"].to_numpy() for each, found in answers.items()}
+    recompressed = p.pop(RECOMPRESSION)
+    lost = [each.name for each, found in p.items() if np.isnan(found).all()]
+    if lost:
+        log.warning("no image can be judged after %s: left out of the table", ", ".join(lost))
+    told = {(each.kind, each.strength): found for each, found in p.items() if each.name not in lost}
+    before = clean["probability"].to_numpy()
+    table = robustness_table(labels, before, told, threshold)
+    return {
+        "threshold": {
+            "name": cfg.threshold,
+            "value": threshold,
+            "from": "fixed" if cfg.threshold == "half" else "validation of the run",
+        },
+        "summary": summary(table),
+        "recompression": {"perturbation": RECOMPRESSION.name}
+        | one_sided_flips(labels, before, recompressed, threshold),
+        "rows": table.to_dict("records"),
+    }
+
+
+def _write(output: Path, report: Mapping[str, Any], of: str) -> None:
+    table = pd.DataFrame(report["rows"])
+    clean, threshold = table.iloc[0], report["threshold"]
+    caption = (
+        f"{clean['images']:,} images, {clean['prevalence']:.1%} fake, always the larger class "
+        f"{clean['majority']:.3f}; threshold {threshold['name']} = {threshold['value']:.3f} ({threshold['from']})"
+    )
+    try:
+        told = {"threshold": threshold["value"], "threshold_from": threshold["from"]}
+        write_text(output / "robustness.csv", safe_csv(table.assign(**told)))
+        write_json(output / "robustness.json", _plain(report))
+        if len(table) > 1:
+            save(robustness_figure(table, f"Robustness, {of}: {caption}"), output / "robustness.png")
+    except OSError as error:
+        raise runs.unwritable(output, error.strerror, "output") from error
+    _print(table, report["summary"], caption, of)
+    log.info("%s", recompression_told(report["recompression"]))
+    log.info("%s", output)
+
+
+def recompression_told(found: Mapping[str, Any]) -> str:
+    """In one sentence, what recompressing one class alone did (`one_sided_flips`)."""
+    shares = ", ".join(
+        f"{found[name]['share']:.1%} of {found[name]['images']:,} ({name})"
+        for name in ("fakes only", "reals only", "both")
+        if found[name]["images"]
+    )
+    points = f"{100 * found['difference']:.1f} points between one side and both"
+    verdict = f"more than {100 * BIASED:.0f}: the answers depend on which class was compressed, a bias"
+    return f"{found['perturbation']} flips {shares}; {points}, {verdict if found['biased'] else 'no sign of bias'}"
+
+
+def _print(table: pd.DataFrame, means: Mapping[str, Any], caption: str, of: str) -> None:
+    shown = Table(
+        title=Text(f"Robustness, {of}"), title_justify="left", box=box.SIMPLE_HEAD, caption=Text(caption),
+        caption_justify="left",
+    )  # fmt: skip
+    shown.add_column("perturbation")
+    for name in ("images", "AUROC", "95 %", "change", "accuracy", "change", "TPR", "change", "FPR", "change"):
+        shown.add_column(name, justify="right")
+    for row in table.to_dict("records"):
+        clean = row["kind"] == "clean"
+        rates = [
+            cell
+            for name in ("accuracy", "tpr", "fpr")
+            for cell in (f"{row[name]:.3f}", "" if clean else f"{row[f'{name}_change']:+.3f}")
+        ]
+        shown.add_row(
+            "clean" if clean else Perturbation(row["kind"], row["strength"]).name,
+            f"{row['images']:,}",
+            f"{row['auroc']:.3f}",
+            f"{row['auroc_low']:.3f} to {row['auroc_high']:.3f}",
+            "" if clean else f"{row['auroc_change']:+.3f}",
+            *rates,
+            end_section=clean,
+        )
+    if means["perturbations"]:
+        mean, change = means["mean"], means["mean_change"]
+        cells = [f"{mean['auroc']:.3f}", "", f"{change['auroc']:+.3f}"]
+        cells += [
+            cell for name in ("accuracy", "tpr", "fpr") for cell in (f"{mean[name]:.3f}", f"{change[name]:+.3f}")
+        ]
+        shown.add_section()
+        shown.add_row(f"mean of {means['perturbations']}", "", *cells)
+    terminal().print(shown)
