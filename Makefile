@@ -26,9 +26,13 @@ lint: $(VENV)/.test ## style, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.test ## speed against a plain PyTorch loop, measured in one run
+bench: $(VENV)/.test ## speed against plain loops, each ratio measured in one run; hours in all, see docs/speed.md
 	$(BIN)/python -m benchmarks.reading
-	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.engines
+	$(BIN)/python -m benchmarks.study
+	$(BIN)/python -m benchmarks.sweep
+	$(BIN)/python -m benchmarks.predict
+	$(BIN)/python -m benchmarks.growth
 
 dashboard: $(VENV)/.demo ## open TensorBoard on all runs
 	$(BIN)/tensorboard --logdir outputs
@@ -46,7 +50,7 @@ $(VENV)/.pip:
 
 # uv installs the same packages as pip, several at a time.
 $(VENV)/.demo: $(VENV)/.pip pyproject.toml
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[demo]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[demo,openvino]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.pip pyproject.toml

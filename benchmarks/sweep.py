@@ -1,0 +1,216 @@
+"""What a sweep costs over what its trunks cost: `python -m benchmarks.sweep`.
+
+A sweep that trains heads alone has to run each backbone once over every image in every view that its jobs show of it;
+the rest is overhead. This measures both, in one run:
+
+- the whole sweep as a user starts it, `python -m deepfake.train -m model=... lr=... seed=...`, in one process, from
+  an empty output folder on to the comparison at its end; Python's start and imports count;
+- the trunk passes alone, in this process: the same rows, computed and stored in another folder from the same
+  settings, with the images catalogued and prepared and the engines built before the clock starts. That these are the
+  sweep's rows, no more and no fewer, is checked in the two stores.
+
+Another seed shows other views, and weights are random, so another seed is another trunk too: the passes are over
+(backbone, seed, view) of the training images and (backbone, seed) of the others. With weights that are given, as in
+`model.weights=pretrained`, all seeds share what they see alike: validation and test images, and with `augment=none`
+everything. Early stopping is off. The images are drawn before. Every repeat measures both in turn, so that a slow
+moment hits both; a ratio is of one repeat. A sweep's overhead is mostly so much a job, whatever the number of images:
+fewer images make the ratio worse.
+
+With 400 images a repeat takes about half an hour on two cores, most of it ViT-B/16. The study's size, some 1,867
+training, 400 validation and 400 test images, is `--images 445`: hours a repeat, for which `--repeats 1` may do.
+Further settings are given as to `deepfake.train`, such as `views=1` or `augment=none`.
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from sqlite3 import connect
+from typing import NamedTuple
+
+import torch
+from hydra import compose, initialize_config_dir
+from rich.table import Table
+
+from deepfake import runs
+from deepfake.config import TrainConfig, conf_dir, parse_train
+from deepfake.console import terminal
+from deepfake.data.augment import Augmentation
+from deepfake.data.datamodule import PARTS, FaceDataModule
+from deepfake.data.synthetic import make_faces
+from deepfake.dataset import cache_folder, catalogue, preparation
+from deepfake.models.trunk import StoredTrunk, Trunk
+from deepfake.training import AUTO_VIEWS, build_detector
+
+SHARES = (
+    "outside the jobs: Python, imports, composing, comparison",
+    "catalogue, preparation, network",
+    "passes, engines built and checked",
+    "epochs of the heads",
+    "judging, figures, records",
+)
+
+_Rows = set[tuple[str, str, str]]  # (what makes it, view, image)
+
+
+class Measured(NamedTuple):
+    """One repeat."""
+
+    sweep: float  # seconds
+    shares: dict[str, float]  # of it, seconds
+    passes: dict[str, float]  # of each backbone, seconds
+    rows: int  # of all backbones
+
+    @property
+    def ratio(self) -> float:
+        return self.sweep / sum(self.passes.values())
+
+
+def main() -> None:
+    """Measure, print one line for each repeat, and in the end the medians."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5, help="of both, in turn; the median counts (5)")
+    parser.add_argument("--models", default="resnet18,efficientnet,densenet121,vit", help="choices of model=")
+    parser.add_argument("--lrs", default="1e-4,3e-4,1e-3,3e-3,1e-2", help="learning rates")
+    parser.add_argument("--seeds", default="0,1,2", help="seeds")
+    parser.add_argument("--images", type=int, default=67, help="of each of the six built-in sources (67)")
+    parser.add_argument("--size", type=int, default=256, help="pixels of the built-in images (256)")
+    parser.add_argument("settings", nargs="*", help="further ones of deepfake.train, NAME=VALUE")
+    options = parser.parse_intermixed_args()
+    warnings.simplefilter("ignore")
+    measured: list[Measured] = []
+    with tempfile.TemporaryDirectory() as folder:
+        faces = make_faces(Path(folder, "faces"), options.images, options.size)
+        for repeat in range(options.repeats):
+            found = _measure(faces, Path(folder, str(repeat)), options)
+            seconds = sum(found.passes.values())
+            print(f"sweep {found.sweep:.1f} s, trunk passes {seconds:.1f} s, ratio {found.ratio:.2f}", flush=True)
+            measured.append(found)
+    _print(measured, options)
+
+
+def _measure(faces: Path, folder: Path, options: argparse.Namespace) -> Measured:
+    common = [
+        f"data.root={faces}", "model.weights=none", "patience=null", "trainer=cpu", "trainer.progress=false",
+        *options.settings,
+    ]  # fmt: skip
+    swept, passed = folder / "sweep", folder / "passes"
+    chosen = [f"model={options.models}", f"lr={options.lrs}", f"seed={options.seeds}"]
+    sweep = _seconds_of_sweep([*chosen, *common, f"output_dir={swept}"])
+    passes: dict[str, float] = {}
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        for model, seed in itertools.product(options.models.split(","), options.seeds.split(",")):
+            settings = [f"model={model}", f"seed={seed}", *common, f"output_dir={passed}"]
+            seconds = _seconds_of_passes(parse_train(compose("train", settings)))
+            passes[model] = passes.get(model, 0.0) + seconds
+    rows, of_sweep = _stored(passed), _stored(swept)
+    if rows != of_sweep:
+        sys.exit(
+            f"the sweep stored {len(of_sweep)} rows, the passes {len(rows)}, {len(rows & of_sweep)} of them in both"
+        )
+    return Measured(sweep, _shares(swept, sweep), passes, len(rows))
+
+
+def _seconds_of_sweep(settings: Sequence[str]) -> float:
+    began = time.perf_counter()
+    ended = subprocess.run([sys.executable, "-m", "deepfake.train", "-m", *settings], capture_output=True, text=True)
+    seconds = time.perf_counter() - began
+    if ended.returncode != 0:
+        sys.exit(f"the sweep ended with status {ended.returncode}:\n{ended.stderr[-4000:]}")
+    return seconds
+
+
+def _seconds_of_passes(cfg: TrainConfig) -> float:
+    """How long the trunk of a run takes to compute and store the rows that its epochs need and the store lacks."""
+    found = catalogue(cfg.data, show=False)
+    how = preparation(cfg.data, found.table)
+    torch.manual_seed(cfg.seed)  # of random weights, as in a run
+    detector = build_detector(cfg)
+    data = FaceDataModule(
+        found.table,
+        found.root,
+        detector.backbone.input_spec,
+        Augmentation(**{key: value for key, value in asdict(cfg.augment).items() if key != "name"}),
+        seed=cfg.seed,
+        batch_size=cfg.batch_size,
+        workers=cfg.data.workers,
+        cache=cache_folder(cfg.data),
+        preparation=how,
+        views={"auto": AUTO_VIEWS, "all": None}.get(cfg.views, cfg.views),
+    )
+    data.prepare(data.unprepared())
+    trunk = Trunk(detector.backbone, (), cfg.trunk.engine, cfg.trunk.precision)
+    first = range(min(cfg.batch_size, len(data.rows("train"))))
+    for batch in data.image_batches("train", 0, first):
+        trunk.build(data.normalised(batch))
+    stored = StoredTrunk(trunk, Path(cfg.data.cache.dir, "trunk"), cfg.cache_max_gb, cfg.epochs, show=False)
+    began = time.perf_counter()
+    for part in PARTS:
+        for view in range(min(cfg.epochs, data.views or cfg.epochs) if part == "train" else 1):
+            stored.rows(data, part, view)
+    return time.perf_counter() - began
+
+
+def _stored(output: Path) -> _Rows:
+    """Every row in the stores of an output folder."""
+    rows: _Rows = set()
+    for index in Path(output, ".cache", "trunk").glob("*/index.sqlite"):
+        with closing(connect(index)) as database:
+            rows.update((index.parent.name, *row) for row in database.execute("SELECT view, image FROM rows"))
+    return rows
+
+
+def _shares(output: Path, sweep: float) -> dict[str, float]:
+    """Where a sweep's seconds went, by what its jobs wrote and when."""
+    shares = dict.fromkeys(SHARES, 0.0)
+    shares[SHARES[0]] = sweep
+    for summary in output.glob(f"*/{runs.SUMMARY}"):
+        run = summary.parent
+        seconds = json.loads(summary.read_text())["seconds"]
+        with (run / "metrics.csv").open(newline="") as stream:
+            epochs = [float(row["seconds"]) for row in csv.DictReader(stream)]
+        # Written when everything is ready, when the last epoch is over, and in the end.
+        ready, fitted, done = (
+            (run / name).stat().st_mtime for name in ("config.yaml", "checkpoints/last.ckpt", runs.STATUS)
+        )
+        heads = len(epochs) * statistics.median(epochs)  # an epoch that waits for a pass is longer
+        parts = (-seconds, seconds - (done - ready), fitted - ready - heads, heads, done - fitted)
+        for share, part in zip(SHARES, parts, strict=True):
+            shares[share] += part
+    return shares
+
+
+def _print(measured: Sequence[Measured], options: argparse.Namespace) -> None:
+    counts = [len(values.split(",")) for values in (options.models, options.lrs, options.seeds)]
+    table = Table(
+        "seconds", "median (lowest to highest)",
+        title=f"{counts[0]} backbones x {counts[1]} learning rates x {counts[2]} seeds, {6 * options.images} images, "
+        f"{torch.get_num_threads()} threads, {len(measured)} repeats",
+    )  # fmt: skip
+    table.add_row("the whole sweep", _spread([m.sweep for m in measured], ".1f"))
+    for share in SHARES:
+        table.add_row(f"  {share}", _spread([m.shares[share] for m in measured], ".1f"))
+    passes = [sum(m.passes.values()) for m in measured]
+    table.add_row(f"the trunk passes alone, {measured[0].rows:,} rows", _spread(passes, ".1f"))
+    for model in measured[0].passes:
+        table.add_row(f"  {model}", _spread([m.passes[model] for m in measured], ".1f"))
+    table.add_row("sweep / trunk passes", _spread([m.ratio for m in measured], ".2f"))
+    terminal().print(table)
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+if __name__ == "__main__":
+    main()
