@@ -340,8 +340,8 @@ def test_force_sets_the_earlier_run_aside_and_trains_again(plain: Path, faces: P
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Lightning has the process ignore Ctrl-C after the first."""
-    handler = signal.getsignal(signal.SIGINT)
+    """Lightning has the process ignore Ctrl-C after the first; a shell, what it starts in the background."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, handler)
 

@@ -260,17 +260,20 @@ class _Known:
         self._database = None
 
     def _prepare(self, database: sqlite3.Connection) -> None:
-        # Readers do not wait for a writer. A crash of the machine may lose the last batches, never the file.
-        database.execute("PRAGMA journal_mode = WAL")
+        # A crash of the machine may lose the last batches, never the file. No write-ahead log: to turn it on or off
+        # beside another process fails at once, where all else waits for its turn.
         database.execute("PRAGMA synchronous = NORMAL")
-        database.execute(
-            f"CREATE TABLE IF NOT EXISTS {self._files} "
-            "(file BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, sha256 TEXT) WITHOUT ROWID"
-        )
-        database.execute(
-            f"CREATE TABLE IF NOT EXISTS {self._contents} (sha256 TEXT, suffix TEXT, max_megapixels REAL, "
-            f"{', '.join(_FACTS)}, PRIMARY KEY (sha256, suffix, max_megapixels)) WITHOUT ROWID"
-        )
+        # A transaction that begins as a reader's and goes on as a writer's would not wait either.
+        database.execute("BEGIN IMMEDIATE")
+        with database:  # commits, or rolls back
+            database.execute(
+                f"CREATE TABLE IF NOT EXISTS {self._files} "
+                "(file BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, sha256 TEXT) WITHOUT ROWID"
+            )
+            database.execute(
+                f"CREATE TABLE IF NOT EXISTS {self._contents} (sha256 TEXT, suffix TEXT, max_megapixels REAL, "
+                f"{', '.join(_FACTS)}, PRIMARY KEY (sha256, suffix, max_megapixels)) WITHOUT ROWID"
+            )
         database.execute(
             "CREATE TEMP TABLE wanted "
             "(place INTEGER PRIMARY KEY, file BLOB, suffix TEXT, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER)"

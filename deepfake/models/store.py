@@ -159,13 +159,16 @@ class TrunkStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / "index.sqlite"
         with contextlib.closing(sqlite3.connect(file, timeout=60, isolation_level=None)) as index:
-            # Readers do not wait for a writer. A crash of the machine may lose the last packs, never the file.
-            index.execute("PRAGMA journal_mode = WAL")
+            # A crash of the machine may lose the last packs, never the file. No write-ahead log: to turn it on or
+            # off beside another process fails at once, where all else waits for its turn.
             index.execute("PRAGMA synchronous = NORMAL")
-            index.execute(
-                "CREATE TABLE IF NOT EXISTS rows (view TEXT, image TEXT, pack TEXT, row INTEGER, "
-                "PRIMARY KEY (view, image)) WITHOUT ROWID"
-            )
+            if not index.execute("SELECT 1 FROM sqlite_master WHERE name = 'rows'").fetchone():
+                index.execute("BEGIN IMMEDIATE")  # to begin as a reader and go on as a writer would not wait either
+                with index:  # commits, or rolls back
+                    index.execute(
+                        "CREATE TABLE IF NOT EXISTS rows (view TEXT, image TEXT, pack TEXT, row INTEGER, "
+                        "PRIMARY KEY (view, image)) WITHOUT ROWID"
+                    )
             yield index
 
     def _mapped(self, path: Path) -> np.ndarray | None:
