@@ -144,6 +144,7 @@ class TrainConfig:
     seed: int = 0
     epochs: int = 20
     views: Any = "auto"  # augmented views of a training image: "auto", "all" (one an epoch) or 1, 2, ...
+    view_seed: int = 0  # which views
     batch_size: int = 32
     accumulate: int = 4  # batches a step
     lr: float = 1e-4
@@ -488,7 +489,10 @@ def _check(c: TrainConfig) -> None:
         f"views={c.views}",
         "auto, all (another view of each training image in every epoch) or a whole number of at least 1",
     )
-    _expect(0 <= c.seed < 2**32, f"seed={c.seed}", "a whole number from 0 to 4294967295")
+    for name in ("seed", "view_seed"):
+        _expect(
+            0 <= getattr(c, name) < 2**32, f"{name}={getattr(c, name)}", "a whole number from 0 to 4294967295"
+        )
     _expect(_finite(c.lr), f"lr={c.lr}", "a number above 0, such as 1e-4")
     _expect(c.patience is None or c.patience >= 1, f"patience={c.patience}", "at least 1, or null for none")
     _expect(0 <= c.model.drop_rate < 1, f"model.drop_rate={c.model.drop_rate}", "a share in [0, 1)")

@@ -228,6 +228,7 @@ def _data_module(
         preparation=how,
         cache_gb=cfg.data.cache.max_gb,
         views=_views(cfg, detector),
+        view_seed=cfg.view_seed,
         step=cfg.batch_size * cfg.accumulate,
         # A graphics card takes images faster than a processor augments them one by one.
         device_augment=device.type == "cuda" and supported(augmentation),

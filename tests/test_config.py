@@ -222,6 +222,7 @@ def test_settings_need_no_torch() -> None:
         ("accumulate=0", "at least 1"),
         ("seed=-1", "a whole number from 0"),
         ("seed=4294967296", "to 4294967295"),
+        ("view_seed=-1", "a whole number from 0"),
         ("lr=0", "a number above 0"),
         ("lr=nan", "a number above 0"),
         ("patience=0", "at least 1, or null"),

@@ -163,7 +163,7 @@ class FaceDataModule(L.LightningDataModule):
         root: what the paths are below.
         spec: the network's input.
         how: augmentation of the training part.
-        seed: of order and augmentation.
+        seed: of the order.
         batch_size: images.
         workers: loader processes.
         cache: folder of prepared images, None for none. Filled by `prepare`.
@@ -171,6 +171,7 @@ class FaceDataModule(L.LightningDataModule):
         preparation: what is done to an image before it is augmented.
         cache_gb: limit of the cache, as `PreparedImages` has it; None for none.
         views: how many views of a training image there are, as `EpochSampler` has it.
+        view_seed: of crops and augmentation: which views there are.
         step: images of one optimizer step: where rows are provided, they come in pieces of whole steps.
         device_augment: whether training images are augmented in batches where they are normalised, and not one by
             one as they are read. `how` must be `device_augment.supported`.
@@ -197,12 +198,14 @@ class FaceDataModule(L.LightningDataModule):
         preparation: Preparation = Preparation(),  # noqa: B008 - immutable
         cache_gb: float | None = None,
         views: int | None = None,
+        view_seed: int = 0,
         step: int | None = None,
         device_augment: bool = False,
     ) -> None:
         super().__init__()
         self.manifest, self.root, self.spec, self.how = manifest, root, spec, how
-        self.seed, self.batch_size, self.workers, self.views = seed, batch_size, workers, views
+        self.seed, self.batch_size, self.workers = seed, batch_size, workers
+        self.views, self.view_seed = views, view_seed
         self.preparation, self.step, self.device_augment = preparation, step or batch_size, device_augment
         self.images = PreparedImages(spec, cache, max_megapixels, preparation, cache_gb)
         self.provider: Callable[[FaceDataModule, str, int], Rows | None] | None = None
@@ -271,7 +274,7 @@ class FaceDataModule(L.LightningDataModule):
 
     def dataset(self, part: str, device_augment: bool = False) -> Faces:
         how = self.how if part == "train" else None
-        return Faces(self.rows(part), self.root, self.images, how, self.seed, device_augment)
+        return Faces(self.rows(part), self.root, self.images, how, self.view_seed, device_augment)
 
     def train_dataloader(self) -> DataLoader | RowBlocks:
         return self._loader("train")
@@ -330,7 +333,7 @@ class FaceDataModule(L.LightningDataModule):
             return prepared
         # OpenCV's pixels are not quite the device's.
         by = ["device"] if self.device_augment and self.how != Augmentation() else []
-        return [*prepared, asdict(self.how), self.seed, view, *by]
+        return [*prepared, asdict(self.how), self.view_seed, view, *by]
 
     def view(self, epoch: int) -> int:
         """Number of the view that an epoch shows of every training image."""
