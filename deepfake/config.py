@@ -490,9 +490,7 @@ def _check(c: TrainConfig) -> None:
         "auto, all (another view of each training image in every epoch) or a whole number of at least 1",
     )
     for name in ("seed", "view_seed"):
-        _expect(
-            0 <= getattr(c, name) < 2**32, f"{name}={getattr(c, name)}", "a whole number from 0 to 4294967295"
-        )
+        _expect(0 <= getattr(c, name) < 2**32, f"{name}={getattr(c, name)}", "a whole number from 0 to 4294967295")
     _expect(_finite(c.lr), f"lr={c.lr}", "a number above 0, such as 1e-4")
     _expect(c.patience is None or c.patience >= 1, f"patience={c.patience}", "at least 1, or null for none")
     _expect(0 <= c.model.drop_rate < 1, f"model.drop_rate={c.model.drop_rate}", "a share in [0, 1)")

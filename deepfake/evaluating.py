@@ -55,6 +55,7 @@ from deepfake.models.trunk import Inference
 from deepfake.reporting import evaluation_figures as drawn
 from deepfake.reporting.figures import confusion_figure, save
 from deepfake.reporting.record import predictions
+from deepfake.reporting.recorder import show
 
 UNJUDGED = 3  # exit status: done, with images that could not be judged
 SEEN = "seen"  # status of an image that a run was trained or calibrated on
@@ -307,8 +308,8 @@ def _figures(
     judged: pd.DataFrame,
     facts: Mapping[str, Any],
     images: Images,
-) -> dict[str, NDArray[np.uint8]]:
-    """Draw and write them; returned by name, uint8 (height, width, 3)."""
+) -> dict[str, bytes]:
+    """Draw and write them; the files returned by name."""
     labels, p = judged["label"].to_numpy(), judged["probability"].to_numpy()
     curves = {"all images": (labels, p)}
     reals, fakes = judged[judged["label"] == 0], judged[judged["label"] == 1]
@@ -354,17 +355,15 @@ def _mistakes(most: int, of: str, judged: pd.DataFrame, images: Images) -> Any:
     return drawn.mistakes_sheet(pixels, captions, title)
 
 
-def _to_tensorboard(
-    board: Path, name: str, facts: Mapping[str, Any], pictures: Mapping[str, NDArray[np.uint8]]
-) -> None:
+def _to_tensorboard(board: Path, name: str, facts: Mapping[str, Any], pictures: Mapping[str, bytes]) -> None:
     figures = {measure: facts[measure] for measure in ("auroc", "ap", "eer", "nll", "ece")}
     figures["accuracy"] = facts["thresholds"][facts["threshold"]["name"]]["accuracy"]
     with SummaryWriter(board) as writer:
         for measure, value in figures.items():
             if math.isfinite(value):
                 writer.add_scalar(f"{name}/{measure}", value)
-        for picture, pixels in pictures.items():
-            writer.add_image(f"{name}/{picture}", pixels, dataformats="HWC")
+        for picture, encoded in pictures.items():
+            show(writer, f"{name}/{picture}", encoded)
 
 
 # ------------------------------------------------------------------------------------------------------- baselines

@@ -11,6 +11,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,6 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from PIL import Image
 
 from deepfake.files import write_bytes
 
@@ -303,17 +303,25 @@ def comparison_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path) -> NDArray[np.uint8]:
-    """Write `figure` as a PNG at 150 dpi; parent folders are made, the file appears whole or not at all.
+def save(figure: Figure, path: Path) -> bytes:
+    """Write `figure` at 150 dpi; parent folders are made, the file appears whole or not at all.
+
+    Args:
+        figure: to draw.
+        path: ends in .png, or in .jpg for a sheet of photographs: a tenth of the bytes, in a quarter of the time.
 
     Returns:
-        The picture, uint8 (height, width, 3), for whoever shows it elsewhere: drawing it again would take long.
+        What the file holds, for whoever shows it elsewhere: to draw and encode it again would take long.
     """
-    png = io.BytesIO()
-    # Without the Software entry the same figure gives the same bytes under every matplotlib version string.
-    figure.savefig(png, format="png", dpi=150, facecolor="white", metadata={"Software": None})
-    write_bytes(Path(path), png.getvalue())
-    return np.asarray(Image.open(png).convert("RGB"))
+    content = io.BytesIO()
+    if Path(path).suffix == ".jpg":
+        how: dict[str, Any] = {"format": "jpg", "pil_kwargs": {"quality": 90}}
+    else:
+        # Without the Software entry the same figure gives the same bytes under every matplotlib version string.
+        how = {"format": "png", "metadata": {"Software": None}}
+    figure.savefig(content, dpi=150, facecolor="white", **how)
+    write_bytes(Path(path), content.getvalue())
+    return content.getvalue()
 
 
 def shorten(text: str, longest: int = 44) -> str:

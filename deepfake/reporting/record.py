@@ -22,6 +22,7 @@ from deepfake.files import write_json, write_text
 from deepfake.models.backbones import Backbone
 from deepfake.models.freezing import Freezing
 from deepfake.reporting import figures
+from deepfake.reporting.recorder import show
 
 _NAMES = {"val": "validation", "test": "test"}
 
@@ -86,7 +87,7 @@ def predictions(rows: pd.DataFrame, index: NDArray, margin: NDArray, calibration
 
 def write_verdict(
     folder: Path, part: str, table: pd.DataFrame, loss: float, epoch: int
-) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+) -> tuple[dict[str, Any], bytes]:
     """Predictions and confusion matrix of one part; returns its figures with 95 % intervals, and the picture."""
     # Nine digits give a float32 back exactly.
     rounded = table.assign(**{c: [float(f"{p:.9g}") for p in table[c]] for c in ("margin", "probability")})
@@ -105,7 +106,7 @@ def write_verdict(
     return verdict, figures.save(figure, folder / "figures" / f"confusion_{part}.png")
 
 
-def write_curves(folder: Path, history: pd.DataFrame, best_epoch: int) -> dict[str, NDArray[np.uint8]]:
+def write_curves(folder: Path, history: pd.DataFrame, best_epoch: int) -> dict[str, bytes]:
     """Loss and accuracy over the epochs, as pictures; returned by name for the dashboard."""
     return {
         f"curves/{measure}": figures.save(
@@ -144,9 +145,9 @@ def write_summary(folder: Path, content: dict[str, Any]) -> None:
 
 
 def log_final(
-    board: TensorBoardLogger, cfg: TrainConfig, content: dict[str, Any], pictures: dict[str, NDArray[np.uint8]]
+    board: TensorBoardLogger, cfg: TrainConfig, content: dict[str, Any], pictures: dict[str, bytes]
 ) -> None:
-    """On the dashboard: hyper-parameters beside the final figures, and pictures by name, uint8 (H, W, 3)."""
+    """On the dashboard: hyper-parameters beside the final figures, and picture files by name."""
     params = {
         "model": content["model"],
         "unfreeze": str(cfg.unfreeze),
@@ -164,7 +165,7 @@ def log_final(
     }
     board.log_hyperparams(params, {name: value for name, value in final.items() if math.isfinite(value)})
     for name, picture in pictures.items():
-        board.experiment.add_image(name, picture, content["best_epoch"], dataformats="HWC")
+        show(board.experiment, name, picture, content["best_epoch"])
     board.finalize("success")
 
 

@@ -1,5 +1,6 @@
 """Writes what happened in each epoch, once for every reader: metrics.csv, TensorBoard and the training images."""
 
+import io
 import math
 import time
 from pathlib import Path
@@ -9,6 +10,9 @@ import lightning as L
 import numpy as np
 import pandas as pd
 from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard import SummaryWriter
 
 from deepfake.files import write_text
 from deepfake.reporting import figures
@@ -48,9 +52,9 @@ class Recorder(L.Callback):
             [sources[int(i)] for i in chosen],
             title="training images of epoch 0, as the network sees them",
         )
-        picture = figures.save(grid, self.folder / "figures" / "augmented.png")
+        picture = figures.save(grid, self.folder / "figures" / "augmented.jpg")
         if board is not None:
-            board.experiment.add_image("data/augmented", picture, 0, dataformats="HWC")
+            show(board.experiment, "data/augmented", picture)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._began = time.monotonic()
@@ -78,6 +82,13 @@ class Recorder(L.Callback):
         if board is not None:
             scalars = {name: value for name, value in row.items() if name not in ("epoch", "step")}
             board.log_metrics({k: v for k, v in scalars.items() if math.isfinite(v)}, step=trainer.current_epoch)
+
+
+def show(board: SummaryWriter, name: str, encoded: bytes, step: int = 0) -> None:
+    """Put a picture file, PNG or JPEG, on the dashboard as it is: `add_image` would encode it once more."""
+    width, height = Image.open(io.BytesIO(encoded)).size
+    image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=encoded)
+    board._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
 
 def _board(trainer: L.Trainer) -> TensorBoardLogger | None:

@@ -260,6 +260,14 @@ def test_save_writes_png_at_150_dpi(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["figure.png"]
 
 
+def test_save_writes_jpeg_of_the_same_size(tmp_path: Path) -> None:
+    path = tmp_path / "sheet.jpg"
+    content = figures.save(Figure(figsize=(2, 1)), path)
+    assert path.read_bytes() == content
+    with Image.open(path) as image:
+        assert (image.format, image.size) == ("JPEG", (300, 150))
+
+
 def test_save_is_reproducible(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         figures.save(figures.comparison_figure(runs(2)), tmp_path / name)
