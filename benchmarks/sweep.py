@@ -9,21 +9,15 @@ the rest is overhead. This measures both, in one run:
   settings, with the images catalogued and prepared and the engines built before the clock starts. That these are the
   sweep's rows, no more and no fewer, is checked in the two stores.
 
-Another seed shows other views, and weights are random, so another seed is another trunk too: the passes are over
-(backbone, seed, view) of the training images and (backbone, seed) of the others. With weights that are given, as in
-`model.weights=pretrained`, all seeds share what they see alike: validation and test images, and with `augment=none`
-everything. Early stopping is off. The images are drawn before. Every repeat measures both in turn, so that a slow
-moment hits both; a ratio is of one repeat. A sweep's overhead is mostly so much a job, whatever the number of images:
-fewer images make the ratio worse.
-
-With 400 images a repeat takes about half an hour on two cores, most of it ViT-B/16. The study's size, some 1,867
-training, 400 validation and 400 test images, is `--images 445`: hours a repeat, for which `--repeats 1` may do.
-Further settings are given as to `deepfake.train`, such as `views=1` or `augment=none`.
+Each backbone has one set of random weights in a file, as `model.weights=FILE` takes it, and every job shows the same
+views, so that all learning rates and seeds share its passes. Early stopping is off. The images are drawn before.
+Every repeat measures both in turn, so that a slow moment hits both; a ratio is of one repeat. The overhead is mostly
+so much a job, whatever the number of images: fewer images make the ratio worse. `--images 445` is the study's size.
+Further settings are given as to `deepfake.train`, such as `views=4` or `augment=none`.
 """
 
 import argparse
 import csv
-import itertools
 import json
 import statistics
 import subprocess
@@ -33,24 +27,24 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 from sqlite3 import connect
 from typing import NamedTuple
 
+import timm
 import torch
 from hydra import compose, initialize_config_dir
 from rich.table import Table
+from safetensors.torch import save_file
 
 from deepfake import runs
 from deepfake.config import TrainConfig, conf_dir, parse_train
 from deepfake.console import terminal
-from deepfake.data.augment import Augmentation
-from deepfake.data.datamodule import PARTS, FaceDataModule
+from deepfake.data.datamodule import PARTS
 from deepfake.data.synthetic import make_faces
-from deepfake.dataset import cache_folder, catalogue, preparation
+from deepfake.dataset import catalogue, preparation
 from deepfake.models.trunk import StoredTrunk, Trunk
-from deepfake.training import AUTO_VIEWS, build_detector
+from deepfake.training import build_detector, data_module
 
 SHARES = (
     "outside the jobs: Python, imports, composing, comparison",
@@ -83,7 +77,7 @@ def main() -> None:
     parser.add_argument("--models", default="resnet18,efficientnet,densenet121,vit", help="choices of model=")
     parser.add_argument("--lrs", default="1e-4,3e-4,1e-3,3e-3,1e-2", help="learning rates")
     parser.add_argument("--seeds", default="0,1,2", help="seeds")
-    parser.add_argument("--images", type=int, default=67, help="of each of the six built-in sources (67)")
+    parser.add_argument("--images", type=int, default=1667, help="of each of the six built-in sources (1667)")
     parser.add_argument("--size", type=int, default=256, help="pixels of the built-in images (256)")
     parser.add_argument("settings", nargs="*", help="further ones of deepfake.train, NAME=VALUE")
     options = parser.parse_intermixed_args()
@@ -91,28 +85,37 @@ def main() -> None:
     measured: list[Measured] = []
     with tempfile.TemporaryDirectory() as folder:
         faces = make_faces(Path(folder, "faces"), options.images, options.size)
+        weights = _random_weights(Path(folder), options.models.split(","))
         for repeat in range(options.repeats):
-            found = _measure(faces, Path(folder, str(repeat)), options)
+            found = _measure(faces, weights, Path(folder, str(repeat)), options)
             seconds = sum(found.passes.values())
             print(f"sweep {found.sweep:.1f} s, trunk passes {seconds:.1f} s, ratio {found.ratio:.2f}", flush=True)
             measured.append(found)
     _print(measured, options)
 
 
-def _measure(faces: Path, folder: Path, options: argparse.Namespace) -> Measured:
+def _random_weights(folder: Path, models: Sequence[str]) -> str:
+    """One file for each backbone; returns the setting that names the one of any."""
+    torch.manual_seed(0)
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        for model in models:
+            name = compose("train", [f"model={model}"]).model.timm
+            save_file(timm.create_model(name).state_dict(), folder / f"{name}.safetensors")
+    return f"model.weights={folder}/${{model.timm}}.safetensors"
+
+
+def _measure(faces: Path, weights: str, folder: Path, options: argparse.Namespace) -> Measured:
     common = [
-        f"data.root={faces}", "model.weights=none", "patience=null", "trainer=cpu", "trainer.progress=false",
-        *options.settings,
+        f"data.root={faces}", weights, "patience=null", "trainer=cpu", "trainer.progress=false", *options.settings,
     ]  # fmt: skip
     swept, passed = folder / "sweep", folder / "passes"
     chosen = [f"model={options.models}", f"lr={options.lrs}", f"seed={options.seeds}"]
     sweep = _seconds_of_sweep([*chosen, *common, f"output_dir={swept}"])
     passes: dict[str, float] = {}
     with initialize_config_dir(conf_dir(), version_base="1.3"):
-        for model, seed in itertools.product(options.models.split(","), options.seeds.split(",")):
-            settings = [f"model={model}", f"seed={seed}", *common, f"output_dir={passed}"]
-            seconds = _seconds_of_passes(parse_train(compose("train", settings)))
-            passes[model] = passes.get(model, 0.0) + seconds
+        for model in options.models.split(","):
+            settings = [f"model={model}", *common, f"output_dir={passed}"]
+            passes[model] = _seconds_of_passes(parse_train(compose("train", settings)))
     rows, of_sweep = _stored(passed), _stored(swept)
     if rows != of_sweep:
         sys.exit(
@@ -133,22 +136,8 @@ def _seconds_of_sweep(settings: Sequence[str]) -> float:
 def _seconds_of_passes(cfg: TrainConfig) -> float:
     """How long the trunk of a run takes to compute and store the rows that its epochs need and the store lacks."""
     found = catalogue(cfg.data, show=False)
-    how = preparation(cfg.data, found.table)
-    torch.manual_seed(cfg.seed)  # of random weights, as in a run
     detector = build_detector(cfg)
-    data = FaceDataModule(
-        found.table,
-        found.root,
-        detector.backbone.input_spec,
-        Augmentation(**{key: value for key, value in asdict(cfg.augment).items() if key != "name"}),
-        seed=cfg.seed,
-        batch_size=cfg.batch_size,
-        workers=cfg.data.workers,
-        cache=cache_folder(cfg.data),
-        preparation=how,
-        views={"auto": AUTO_VIEWS, "all": None}.get(cfg.views, cfg.views),
-    )
-    data.prepare(data.unprepared())
+    data, _ = data_module(cfg, found, preparation(cfg.data, found.table), detector, torch.device("cpu"))
     trunk = Trunk(detector.backbone, (), cfg.trunk.engine, cfg.trunk.precision)
     first = range(min(cfg.batch_size, len(data.rows("train"))))
     for batch in data.image_batches("train", 0, first):

@@ -131,7 +131,7 @@ def _fit_and_judge(
     began: float,
 ) -> float:
     device = _device(cfg)
-    data, found = _data_module(cfg, found, how, detector, device)
+    data, found = data_module(cfg, found, how, detector, device)
     record.write_inputs(folder, cfg, found.table, found.root, audit)
     _announce(cfg, folder, found, audit, detector, how)
     detector.record["preparation"] = asdict(how)
@@ -206,7 +206,7 @@ def _announce(
         )  # fmt: skip
 
 
-def _data_module(
+def data_module(
     cfg: TrainConfig, found: Catalogue, how: Preparation, detector: DetectorModule, device: torch.device
 ) -> tuple[FaceDataModule, Catalogue]:
     """The loaders, every image prepared; and the catalogue, with what could not be prepared left out.
