@@ -37,22 +37,23 @@ from deepfake.models.trunk import Inference
 from deepfake.predicting import input_files, judge_files
 
 
-def plain_loop(network: torch.nn.Module, files: list[Path], batch_size: int, transform: T.Compose) -> None:
+def plain_loop(
+    network: torch.nn.Module, files: list[Path], batch_size: int, transform: T.Compose, device: torch.device
+) -> None:
     """P(fake) of all files, as a tutorial has it."""
     found = []
     with torch.no_grad():
         for start in range(0, len(files), batch_size):
             images = [transform(Image.open(file).convert("RGB")) for file in files[start : start + batch_size]]
-            found.append(network(torch.stack(images)).softmax(1)[:, 1])
+            found.append(network(torch.stack(images).to(device)).softmax(1)[:, 1].cpu())
     assert len(torch.cat(found)) == len(files)
 
 
-def detector_of(name: str, engine: str) -> Detector:
+def detector_of(name: str, engine: str, device: torch.device) -> Detector:
     """A network as a run with a frozen trunk leaves it, in the precision that such a run takes here; untrained."""
-    cpu = torch.device("cpu")
     backbone = build_backbone(name, "none")
-    module = DetectorModule(backbone).eval()
-    module.trunk = Inference(backbone, len(backbone.stages), engine, planned(engine, "auto", cpu)[1], cpu)
+    module = DetectorModule(backbone).eval().to(device)
+    module.trunk = Inference(backbone, len(backbone.stages), engine, planned(engine, "auto", device)[1], device)
     calibration = calibrate(np.array([0, 1]), np.array([-1.0, 1.0]))
     member = Member(module, Preparation(), calibration, {})
     return Detector([member], lambda margins: margins[0], calibration, "none")
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="of images to judge instead of built-in ones")
     parser.add_argument("--network", default="efficientnet_b0", help="as timm knows it (efficientnet_b0)")
     parser.add_argument("--engine", choices=ENGINES, default="auto", help="of ours (auto)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     parser.add_argument("--batch-size", type=int, default=32, help="images (32)")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -86,10 +88,11 @@ def main() -> None:
 
 def _measured(files: list[Path], output: Path, options: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds of each way, for all files, a figure a repeat."""
-    detector = detector_of(options.network, options.engine)
+    device = torch.device(options.device)
+    detector = detector_of(options.network, options.engine, device)
     (member,) = detector.members
     spec = member.module.backbone.input_spec
-    network = timm.create_model(options.network, num_classes=2).eval()
+    network = timm.create_model(options.network, num_classes=2).eval().to(device)
     transform = T.Compose([T.Resize((spec.size, spec.size)), T.ToTensor(), T.Normalize(spec.mean, spec.std)])
     batches = ready_batches(member, files, options.batch_size)
     cfg = PredictConfig(
@@ -106,7 +109,7 @@ def _measured(files: list[Path], output: Path, options: argparse.Namespace) -> d
                 break
 
     ways: dict[str, Callable[[], object]] = {
-        "plain loop": lambda: plain_loop(network, files, options.batch_size, transform),
+        "plain loop": lambda: plain_loop(network, files, options.batch_size, transform, device),
         "engine alone": engine_alone,
         "files to table": lambda: judge_files(detector, cfg, ["benchmark"]),
     }

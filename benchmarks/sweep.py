@@ -44,7 +44,8 @@ from deepfake.data.datamodule import PARTS
 from deepfake.data.synthetic import make_faces
 from deepfake.dataset import catalogue, preparation
 from deepfake.models.trunk import StoredTrunk, Trunk
-from deepfake.training import build_detector, data_module
+from deepfake.runs import environment
+from deepfake.training import build_detector, data_module, device_of
 
 SHARES = (
     "outside the jobs: Python, imports, composing, comparison",
@@ -106,7 +107,7 @@ def _random_weights(folder: Path, models: Sequence[str]) -> str:
 
 def _measure(faces: Path, weights: str, folder: Path, options: argparse.Namespace) -> Measured:
     common = [
-        f"data.root={faces}", weights, "patience=null", "trainer=cpu", "trainer.progress=false", *options.settings,
+        f"data.root={faces}", weights, "patience=null", "trainer.progress=false", *options.settings,
     ]  # fmt: skip
     swept, passed = folder / "sweep", folder / "passes"
     chosen = [f"model={options.models}", f"lr={options.lrs}", f"seed={options.seeds}"]
@@ -137,11 +138,12 @@ def _seconds_of_passes(cfg: TrainConfig) -> float:
     """How long the trunk of a run takes to compute and store the rows that its epochs need and the store lacks."""
     found = catalogue(cfg.data, show=False)
     detector = build_detector(cfg)
-    data, _ = data_module(cfg, found, preparation(cfg.data, found.table), detector, torch.device("cpu"))
-    trunk = Trunk(detector.backbone, (), cfg.trunk.engine, cfg.trunk.precision)
+    device = device_of(cfg)
+    data, _ = data_module(cfg, found, preparation(cfg.data, found.table), detector, device)
+    trunk = Trunk(detector.backbone, (), cfg.trunk.engine, cfg.trunk.precision, device)
     first = range(min(cfg.batch_size, len(data.rows("train"))))
     for batch in data.image_batches("train", 0, first):
-        trunk.build(data.normalised(batch))
+        trunk.build(data.normalised({name: values.to(device) for name, values in batch.items()}))
     stored = StoredTrunk(trunk, Path(cfg.data.cache.dir, "trunk"), cfg.cache_max_gb, cfg.epochs, show=False)
     began = time.perf_counter()
     for part in PARTS:
@@ -184,7 +186,7 @@ def _print(measured: Sequence[Measured], options: argparse.Namespace) -> None:
     table = Table(
         "seconds", "median (lowest to highest)",
         title=f"{counts[0]} backbones x {counts[1]} learning rates x {counts[2]} seeds, {6 * options.images} images, "
-        f"{torch.get_num_threads()} threads, {len(measured)} repeats",
+        f"{torch.get_num_threads()} threads, {' '.join(environment()['gpus']) or 'no GPU'}, {len(measured)} repeats",
     )  # fmt: skip
     table.add_row("the whole sweep", _spread([m.sweep for m in measured], ".1f"))
     for share in SHARES:

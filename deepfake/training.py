@@ -130,7 +130,7 @@ def _fit_and_judge(
     detector: DetectorModule,
     began: float,
 ) -> float:
-    device = _device(cfg)
+    device = device_of(cfg)
     data, found = data_module(cfg, found, how, detector, device)
     record.write_inputs(folder, cfg, found.table, found.root, audit)
     _announce(cfg, folder, found, audit, detector, how)
@@ -394,7 +394,7 @@ def _trainer(cfg: TrainConfig, callbacks: list[L.Callback], **how: Any) -> L.Tra
         ) from error
 
 
-def _device(cfg: TrainConfig) -> torch.device:
+def device_of(cfg: TrainConfig) -> torch.device:
     """Where the network will be trained."""
     return _trainer(cfg, [], logger=False, enable_checkpointing=False).strategy.root_device
 
