@@ -33,6 +33,7 @@ bench: $(VENV)/.test ## speed against plain loops, each ratio measured in one ru
 	$(BIN)/python -m benchmarks.sweep
 	$(BIN)/python -m benchmarks.predict
 	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.overhead
 
 dashboard: $(VENV)/.demo ## open TensorBoard on all runs
 	$(BIN)/tensorboard --logdir outputs

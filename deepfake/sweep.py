@@ -100,9 +100,9 @@ def _plan(config: DictConfig) -> list[dict[str, Any]]:
     overrides = OverridesParser.create(config_loader=loader).parse_overrides([*params, *config.hydra.overrides.task])
     jobs = [job for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
     # Composing takes a tenth of a second: only for those that differ in what is looked for.
-    deciding = {tuple(o for o in job if o.lstrip("+").split("=")[0].split(".")[0] in _DECIDING) for job in jobs}
+    deciding = {tuple(o for o in job if o.lstrip("+").split("=")[0].split(".")[0] in _DECIDING): job for job in jobs}
     plan = []
-    for choices in sorted(deciding):
+    for _, choices in sorted(deciding.items()):
         with suppress(UserError):  # the job itself will say it
             composed = loader.load_sweep_config(config, list(choices))
             cfg = parse_train(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))

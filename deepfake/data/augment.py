@@ -47,7 +47,7 @@ def crop_place(seed: int, sha256: str, view: int) -> tuple[float, float]:
     """Where a view's crop lies in the room that the image leaves it: shares (down, right), each uniform in [0, 1).
 
     Args:
-        seed: of the run.
+        seed: of the views.
         sha256: of the image's file; equal files get equal places.
         view: number of the view, the epoch for instance.
     """
@@ -62,7 +62,7 @@ def drawn(seed: int, sha256: str, view: int) -> np.ndarray:
     knob moves no other.
 
     Args:
-        seed: of the run.
+        seed: of the views.
         sha256: of the image's file; equal files get equal numbers.
         view: number of the view, the epoch for instance.
     """
@@ -75,7 +75,7 @@ def augment(pixels: np.ndarray, how: Augmentation, seed: int, sha256: str, view:
     Args:
         pixels: uint8 (height, width, 3).
         how: strengths.
-        seed: of the run.
+        seed: of the views.
         sha256: of the image's file; equal files get equal views.
         view: number of the view, the epoch for instance.
 

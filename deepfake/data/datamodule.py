@@ -25,6 +25,7 @@ from deepfake.inputs import InputSpec
 
 PARTS = ("train", "val", "test")
 _PIECE_BYTES = 64e6  # of stored rows handed out at a time
+_VIEWS = 1  # raise it when augmentation or random crops give other pixels of the same numbers
 _BLOCK = 1024  # images handed to the threads at a time, so that the list of those waiting stays short
 
 
@@ -333,7 +334,7 @@ class FaceDataModule(L.LightningDataModule):
             return prepared
         # OpenCV's pixels are not quite the device's.
         by = ["device"] if self.device_augment and self.how != Augmentation() else []
-        return [*prepared, asdict(self.how), self.view_seed, view, *by]
+        return [_VIEWS, *prepared, asdict(self.how), self.view_seed, view, *by]
 
     def view(self, epoch: int) -> int:
         """Number of the view that an epoch shows of every training image."""

@@ -12,7 +12,8 @@ import importlib.util
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,10 @@ class Engine:
     tolerance: float
     """How far its output may be from that of eager PyTorch in float32, as a share of its length; 0: it is that."""
     run: Run
+    depths: tuple[int, ...] = ()
+    """Numbers of first stages whose output it gives, ascending."""
+    lasting: bool = True
+    """False where it takes the place of one that could not be built, which may be otherwise another time."""
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         with torch.no_grad():
@@ -87,8 +92,19 @@ def planned(name: str, precision: str, device: torch.device) -> tuple[str, str]:
     return _checked_name(name, device), precision
 
 
+def versions(name: str) -> list[str]:
+    """Of the packages that decide the bits of what an engine gives."""
+    return [f"{package} {metadata.version(package)}" for package in ("torch", "timm", *_PACKAGES.get(name, ()))]
+
+
 def build_engine(
-    backbone: Backbone, depths: Sequence[int], name: str, precision: str, sample: Tensor, start: int = 0
+    backbone: Backbone,
+    depths: Sequence[int],
+    name: str,
+    precision: str,
+    sample: Tensor,
+    start: int = 0,
+    needed: Sequence[int] | None = None,
 ) -> Engine:
     """The engine of that name for the first stages, checked against eager float32 on the sample.
 
@@ -99,11 +115,14 @@ def build_engine(
         sample: a batch as those to come, float32 (N, 3, S, S), on the device of the backbone. All engines but eager
             work in batches of just this size and fill up smaller ones, so it should be the usual batch.
         start: stages that have been run; then their output takes the place of images.
+        needed: those of the depths that decide whether the engine is used; all if None. Of the others, what does not
+            agree is left out.
 
     Returns:
         That engine, or with a warning the nearest that gives what it should: the same in float32, eager in float32.
     """
-    eager = Engine("eager", "float32", 0.0, _in_precision(_Trunk(backbone, depths, start).forward, "float32"))
+    plain = _in_precision(_Trunk(backbone, depths, start).forward, "float32")
+    eager = Engine("eager", "float32", 0.0, plain, tuple(depths))
     if (name, precision) == ("eager", "float32"):
         return eager
     few = sample[:_CHECKED]
@@ -118,13 +137,13 @@ def build_engine(
         run = _BUILDERS[name](trunk, sample, precision)
         if name != "eager":
             run = _in_batches(run, len(sample))
-        engine = Engine(name, precision, _TOLERANCES[precision], _of_types(run, dtypes))
-        _check(engine, few, expected)
+        engine = Engine(name, precision, _TOLERANCES[precision], _of_types(run, dtypes), tuple(depths))
+        return _agreeing(engine, few, expected, depths if needed is None else needed)
     except Exception as error:  # whatever a foreign compiler may raise: the run does not depend on it
         nearest = ("eager" if precision == "float32" else name, "float32")
         log.warning("trunk      %s in %s is not used, but %s in %s: %s", name, precision, *nearest, _told(error))
-        return build_engine(backbone, depths, *nearest, sample, start)
-    return engine
+        found = build_engine(backbone, depths, *nearest, sample, start, needed)
+        return replace(found, lasting=found.lasting and isinstance(error, Disagreement))
 
 
 def _has_bfloat16(device: torch.device) -> bool:
@@ -170,21 +189,42 @@ def _told(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {message}".split())[:300]
 
 
-def _check(engine: Engine, sample: Tensor, expected: Sequence[Tensor]) -> None:
-    """See that an engine gives what eager float32 gave.
+class Disagreement(ValueError):
+    """An engine gives something else than eager PyTorch."""
+
+
+def _agreeing(engine: Engine, sample: Tensor, expected: Sequence[Tensor], needed: Sequence[int]) -> Engine:
+    """The engine, without those of its depths that are not needed and where it does not give what eager float32 gave.
 
     Raises:
-        ValueError: it does not.
+        Disagreement: it gives something else at one that is.
     """
-    for found, right in zip(engine(sample), expected, strict=True):
-        if found.shape != right.shape:
-            raise ValueError(f"expected an output of shape {tuple(right.shape)}, found {tuple(found.shape)}")
-        distance = relative_distance(found, right)
-        if not distance <= engine.tolerance:  # not ">": no comparison holds for nan
-            raise ValueError(
-                f"its output is {distance:.2g} of its length away from that of eager PyTorch in float32: expected at "
-                f"most {engine.tolerance:g}"
-            )
+    kept = []
+    for place, (depth, found, right) in enumerate(zip(engine.depths, engine(sample), expected, strict=True)):
+        try:
+            _check(found, right, engine.tolerance)
+            kept.append(place)
+        except Disagreement:
+            if depth in needed:
+                raise
+    if len(kept) == len(engine.depths):
+        return engine
+    return replace(
+        engine,
+        run=lambda images: [output for place, output in enumerate(engine.run(images)) if place in kept],
+        depths=tuple(engine.depths[place] for place in kept),
+    )
+
+
+def _check(found: Tensor, right: Tensor, tolerance: float) -> None:
+    if found.shape != right.shape:
+        raise Disagreement(f"expected an output of shape {tuple(right.shape)}, found {tuple(found.shape)}")
+    distance = relative_distance(found, right)
+    if not distance <= tolerance:  # not ">": no comparison holds for nan
+        raise Disagreement(
+            f"its output is {distance:.2g} of its length away from that of eager PyTorch in float32: expected at "
+            f"most {tolerance:g}"
+        )
 
 
 def relative_distance(found: Tensor, expected: Tensor) -> float:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -144,6 +145,10 @@ class TrunkStore:
         self._clean()
         return sum(len(self.find(images, view).missing) for images, view in wanted)
 
+    def removable_bytes(self) -> int:
+        """How much the packs of all stores take that nothing of this run needs."""
+        return sum(taken for _, taken, path in _files(self.root, ".npy") if path not in self._needed)
+
     def alone(self) -> filelock.BaseFileLock:
         """A context that one process at a time is in; a process that dies leaves it.
 
@@ -212,7 +217,9 @@ class TrunkStore:
 
     def _make_room(self, size: int) -> None:
         packs = _files(self.root, ".npy")
-        excess = size + sum(taken for _, taken, _ in packs) - self.max_bytes
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        excess = max(size + sum(taken for _, taken, _ in packs) - self.max_bytes, size - free)
         for _, taken, path in packs:
             if excess <= 0:
                 return
@@ -220,7 +227,7 @@ class TrunkStore:
                 path.unlink(missing_ok=True)  # whoever has it mapped keeps it until done
                 excess -= taken
         if excess > 0:
-            raise OSError(f"cache_max_gb={self.max_bytes / 1e9:g} is used up by what this run needs")
+            raise OSError(f"cache_max_gb={self.max_bytes / 1e9:g} or the disk is used up by what this run needs")
 
     def _clean(self) -> None:
         """Remove unfinished files, packs that the index does not know, and from the index packs that are gone."""

@@ -10,11 +10,12 @@ import copy
 import json
 import shutil
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 from torch import Tensor
 
@@ -22,10 +23,12 @@ from deepfake.config import ENGINES, PRECISIONS
 from deepfake.console import log, progress
 from deepfake.files import write_json
 from deepfake.models.backbones import Backbone
-from deepfake.models.engines import Engine, build_engine, planned
+from deepfake.models.engines import Engine, build_engine, planned, versions
 from deepfake.models.freezing import freeze
 from deepfake.models.store import StoredRows, TrunkStore
 
+_FORMAT = 1  # raise it when `Backbone.trunk` gives something else for the same weights
+_SHARE = 0.8  # of the free disk that may be taken
 _INSTEAD = "instead.json"  # in the folder of an engine that failed its check: which took its place
 
 
@@ -73,14 +76,25 @@ class Trunk:
 
     def for_itself(self) -> None:
         """Leave out from now on what others need."""
+        if self.depths == [self.backbone.trunk_depth]:
+            return
         self.depths, self._source, self._built = [self.backbone.trunk_depth], self.backbone, None
 
     def build(self, sample: Tensor) -> None:
-        """Make the engine ready for batches like this one; see `engines.build_engine`."""
+        """Make the engine ready for batches like this one; see `engines.build_engine`.
+
+        What others need never decides what this run computes in: what does not go with it is left out.
+        """
         if self._built is None:
-            source = self._source.to(self.device)
-            self._built = build_engine(source, self.depths, self.engine, self.precision, sample)
+            source, own = self._source.to(self.device), [self.backbone.trunk_depth]
+            self._built = build_engine(source, self.depths, self.engine, self.precision, sample, needed=own)
             self.engine, self.precision = self._built.name, self._built.precision
+            self.depths = list(self._built.depths)
+
+    @property
+    def lasting(self) -> bool:
+        """Whether an engine built anew would be the same; see `Engine.lasting`."""
+        return self._built is None or self._built.lasting
 
     def take_instead(self, engine: str, precision: str) -> None:
         """Run in these, because what was planned has failed its check before.
@@ -106,6 +120,8 @@ class Trunk:
         """Plain data that decides, with the pixels, every bit of the output at that depth."""
         # The kind of device too: a graphics card rounds otherwise than a processor.
         return [
+            _FORMAT,
+            *versions(self.engine),
             self.backbone.architecture,
             depth,
             self.engine,
@@ -179,6 +195,7 @@ class StoredTrunk:
         self._stores: dict[int, TrunkStore] = {}
         self._needed: set[Path] = set()  # none of them makes room by what another of them needs
         self._on: bool | None = None  # not known before the first rows are wanted
+        self._filling = True  # until that fails; what is stored by then is still used
         self._held: dict[str, tuple[Any, StoredRows]] = {}  # of each part, (view, rows)
 
     def rows(self, data: Any, part: str, epoch: int) -> StoredRows | None:
@@ -190,22 +207,36 @@ class StoredTrunk:
             epoch: it shows the view of that epoch.
         """
         key = data.view_key(part, data.view(epoch))
-        if self._on is not False and (part not in self._held or self._held[part][0] != key):
-            self._held.pop(part, None)
-            try:
-                if self._on is None:
-                    self._on = self.fits(data)
-                    if not self._on:
-                        others = len(self.trunk.depths) > 1
-                        self.trunk.for_itself()
-                        self._on = others and self.fits(data)
-                if self._on:
-                    self._hold(data, part, epoch, key)
-            except (OSError, sqlite3.Error) as error:
-                self._on = False
-                self.trunk.for_itself()
-                log.warning("trunk output is not stored in %s: %s. The run goes on without.", self.root, error)
-        return self._held[part][1] if part in self._held else None
+        held = self._held.get(part)
+        if held is not None and held[0] == key:
+            return held[1]
+        self._held.pop(part, None)
+        rows = self._found(data, part, epoch, key)
+        if rows is not None:
+            self._held[part] = key, rows
+        return rows
+
+    def _found(self, data: Any, part: str, epoch: int, key: Any) -> StoredRows | None:
+        try:
+            if self._on is None:
+                self._on = self._fits_somehow(data)
+            return self._rows(data, part, epoch, key) if self._on else None
+        except (OSError, sqlite3.Error) as error:
+            self._on = False
+            self._go_on_without(error)
+            return None
+
+    def _go_on_without(self, error: Exception) -> None:
+        self.trunk.for_itself()
+        log.warning("trunk output is not stored in %s: %s. The run goes on without.", self.root, error)
+
+    def _fits_somehow(self, data: Any) -> bool:
+        """Whether there is room, if need be for this run's own rows alone."""
+        if self.fits(data):
+            return True
+        others = len(self.trunk.depths) > 1
+        self.trunk.for_itself()
+        return others and self.fits(data)
 
     def fits(self, data: Any) -> bool:
         """Say how much the store will take at most, and whether that fits.
@@ -219,15 +250,14 @@ class StoredTrunk:
         views = {json.dumps(key): key for key in (data.view_key("train", data.view(e)) for e in range(self.epochs))}
         wanted = [(parts["train"], key) for key in views.values()]
         wanted += [(parts[part], data.view_key(part, 0)) for part in ("val", "test")]
-        total = missing = sum(len(images) for images, _ in wanted)
+        total = sum(len(images) for images, _ in wanted)
         size = sum(row.values())
         self.root.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.root).free
-        fits = size * total < self.max_gb * 1e9
-        if fits:
-            absent = {depth: store.claim(wanted) for depth, store in self._stores.items()}
-            missing = max(absent.values())
-            fits = sum(absent[depth] * row[depth] for depth in absent) < 0.8 * free
+        absent = {depth: store.claim(wanted) for depth, store in self._stores.items()}
+        missing = max(absent.values())
+        # What no run of now needs makes room.
+        free = shutil.disk_usage(self.root).free + self._stores[self.trunk.depths[0]].removable_bytes()
+        fits = size * total < self.max_gb * 1e9 and sum(absent[d] * row[d] for d in absent) < _SHARE * free
         log.info(
             "trunk      first %s stages computed once for each image and view, at most %.2f GB, %.0f%% of it there%s",
             " and ".join(map(str, self.trunk.depths)),
@@ -252,24 +282,33 @@ class StoredTrunk:
             for depth in self.trunk.depths
         }
 
-    def _hold(self, data: Any, part: str, epoch: int, key: Any) -> None:
+    def _rows(self, data: Any, part: str, epoch: int, key: Any) -> StoredRows | None:
         images = data.rows(part)["sha256"].tolist()
         own = self.trunk.backbone.trunk_depth
-        if len(self._stores[own].find(images, key).missing):
+        rows = self._stores[own].find(images, key)
+        if self._filling and len(rows.missing):
             sample = next(iter(data.image_batches(part, data.view(epoch), range(min(data.batch_size, len(images))))))
             hoped = self.trunk.engine, self.trunk.precision
             self.trunk.build(self._on_device(data, sample))
             if (self.trunk.engine, self.trunk.precision) != hoped:
-                # What another engine makes stands elsewhere; the next run need not build this one to find that out.
-                instead = {"engine": self.trunk.engine, "precision": self.trunk.precision}
-                write_json(self._stores[own].folder / _INSTEAD, instead)
-                self._stores = self._named()
-            self._fill(data, part, epoch, key, images)
-        rows = self._stores[own].find(images, key)
-        if len(rows.missing):
-            log.warning("trunk output of this epoch was deleted just now: the epoch goes on without.")
-        else:
-            self._held[part] = key, rows
+                if self.trunk.lasting:  # then the next run need not build this one to find that out
+                    instead = {"engine": self.trunk.engine, "precision": self.trunk.precision}
+                    write_json(self._stores[own].folder / _INSTEAD, instead)
+                # What another engine makes stands elsewhere, and takes other room.
+                self._on = self._fits_somehow(data)
+                if not self._on:
+                    return None
+            self._stores = self._named()
+            try:
+                self._fill(data, part, epoch, key, images)
+            except OSError as error:
+                self._filling = False
+                self._go_on_without(error)
+                return None
+            rows = self._stores[own].find(images, key)
+            if len(rows.missing):
+                log.warning("trunk output of this epoch was deleted just now: the epoch goes on without.")
+        return None if len(rows.missing) else rows
 
     def _fill(self, data: Any, part: str, epoch: int, key: Any, images: Sequence[str]) -> None:
         """Compute and store what is missing, at every depth."""
@@ -277,7 +316,7 @@ class StoredTrunk:
             # One run at a time: another that needs the same rows waits for them instead of computing them too. The
             # shallowest first in every run, so that no two wait for each other.
             for store in self._stores.values():
-                stack.enter_context(store.alone())
+                stack.enter_context(_in_turn(store.alone()))
             missing = {
                 depth: {images[place] for place in store.find(images, key).missing.tolist()}
                 for depth, store in self._stores.items()
@@ -300,3 +339,17 @@ class StoredTrunk:
 
     def _on_device(self, data: Any, batch: dict[str, Tensor]) -> Tensor:
         return data.normalised({name: values.to(self.trunk.device) for name, values in batch.items()})
+
+
+@contextlib.contextmanager
+def _in_turn(lock: filelock.BaseFileLock) -> Iterator[None]:
+    """Hold a lock; who has to wait for it says so."""
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        log.info("trunk      another run computes with this network: waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -249,6 +249,34 @@ def test_every_depth_is_checked(wrong: int, monkeypatch: pytest.MonkeyPatch) -> 
     assert build_engine(network(), [1, 3, 5], "compile", "float32", images(4)).name == "eager"
 
 
+@pytest.mark.parametrize(("wrong", "left"), [(0, (3, 5)), (2, (1, 3))])
+def test_a_depth_that_is_not_needed_decides_nothing_and_is_left_out(
+    wrong: int, left: tuple[int, ...], monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    def build(trunk: nn.Module, *_: Any) -> engines.Run:
+        return lambda batch: [right.flip(0) if n == wrong else right for n, right in enumerate(trunk(batch))]
+
+    monkeypatch.setitem(engines._BUILDERS, "compile", build)
+    backbone = network()
+    engine = build_engine(backbone, [1, 3, 5], "compile", "float32", images(4), needed=[3])
+    assert (engine.name, engine.depths, said) == ("compile", left, [])
+    for found, right in zip(engine(images(4)), eager(backbone, left, images(4)), strict=True):
+        torch.testing.assert_close(found, right)
+    assert build_engine(backbone, [1, 3, 5], "compile", "float32", images(4), needed=[1, 5]).name == "eager"
+
+
+def test_only_what_was_built_and_is_wrong_is_so_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no compiler found")
+
+    backbone = network()
+    assert build_engine(backbone, [3], "eager", "float32", images(4)).lasting
+    monkeypatch.setitem(engines._BUILDERS, "compile", failing(lambda right: right.flip(0)))
+    assert build_engine(backbone, [3], "compile", "bfloat16", images(4)).lasting
+    monkeypatch.setitem(engines._BUILDERS, "compile", broken)
+    assert not build_engine(backbone, [3], "compile", "bfloat16", images(4)).lasting
+
+
 def test_an_output_of_another_shape_is_refused(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
     reason = "expected an output of shape (4, 48, 8, 8), found (4, 48, 64)"
     expect_eager_instead(monkeypatch, said, failing(lambda right: right.flatten(2)), reason)
@@ -275,7 +303,7 @@ def test_what_fails_in_bfloat16_may_be_right_in_float32(monkeypatch: pytest.Monk
     engine = build_engine(network(), [3], "compile", "bfloat16", images(4))
     assert (engine.name, engine.precision) == ("compile", "float32")
     (warning,) = said
-    assert "compile in bfloat16 is not used, but compile in float32: ValueError" in warning
+    assert "compile in bfloat16 is not used, but compile in float32: Disagreement" in warning
 
 
 def test_what_fails_in_both_is_eager_in_float32(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
@@ -296,7 +324,7 @@ def test_eager_in_bfloat16_that_loses_too_much_is_eager_in_float32(
     assert (engine.name, engine.precision) == ("eager", "float32")
     expect_eager(engine, backbone)
     (warning,) = said
-    assert "eager in bfloat16 is not used, but eager in float32: ValueError" in warning
+    assert "eager in bfloat16 is not used, but eager in float32: Disagreement" in warning
 
 
 def test_the_distance_is_that_of_the_image_where_it_is_largest() -> None:

@@ -67,8 +67,8 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     build = trunk.build_engine
 
-    def counting(*arguments: Any) -> Engine:
-        engine = build(*arguments)
+    def counting(*arguments: Any, **options: Any) -> Engine:
+        engine = build(*arguments, **options)
 
         def run(images: Tensor) -> Sequence[Tensor]:
             counts.append(len(images))
@@ -365,6 +365,24 @@ def test_rows_in_pieces_take_the_steps_of_the_batches(
     expect_same(fit(TINY, unfreeze, tmp_path / "trunk", **how), fit(TINY, unfreeze, engine=None, **how))
 
 
+class Watching(L.Callback):
+    """Notes how many rows the last stage is shown at once."""
+
+    def __init__(self) -> None:
+        self.counts: set[int] = set()
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        last = pl_module.backbone.network.get_submodule(pl_module.backbone.stages[-1].members[0])
+        last.register_forward_pre_hook(lambda _, arguments: self.counts.add(len(arguments[0])))
+
+
+def test_stages_that_train_are_shown_a_batch_at_once_in_validation_too(fit: Fit, tmp_path: Path) -> None:
+    """A piece of rows is 64 MB: what the stages make of all of it at once may be thirty times as much."""
+    watching = Watching()
+    fit(TINY, 1, tmp_path, batch=2, callback=watching)
+    assert max(watching.counts) == 2
+
+
 def test_dropout_drops_the_same(fit: Fit, tmp_path: Path) -> None:
     without = fit(TINY, 0, drop_rate=0.5)
     for _ in ("filled", "found"):
@@ -498,6 +516,70 @@ def test_on_a_full_disk_the_run_goes_on_without(
     assert line.endswith(
         f"not stored in {tmp_path / 'trunk'}: [Errno 28] No space left on device. The run goes on without."
     )
+
+
+def test_where_the_disk_is_full_after_training_images_later_epochs_show_their_own_views(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]
+) -> None:
+    """The training part of the first epoch is stored, then the validation part finds no room."""
+    left = 1
+    write = store.write_bytes
+
+    def soon_full(*arguments: Any) -> None:
+        nonlocal left
+        if left == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        left -= 1
+        write(*arguments)
+
+    without = fit(TINY, 0)
+    monkeypatch.setattr(store, "write_bytes", soon_full)
+    expect_same(fit(TINY, 0, tmp_path / "trunk"), without)
+    assert said().count("not stored") == 1
+
+
+def test_on_a_full_disk_what_is_stored_is_used(
+    fit: Fit, manifest: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    fit(TINY, 0, tmp_path / "trunk", epochs=1)
+    monkeypatch.setattr(store, "write_bytes", full)
+    parts = manifest["split"].value_counts()
+    # The view of the second epoch is one pass in vain, and one instead.
+    assert fit(TINY, 0, tmp_path / "trunk", epochs=2).passes == 2 * parts["train"]
+    expect_same(fit(TINY, 0, tmp_path / "trunk"), fit(TINY, 0))
+
+
+def test_an_engine_that_could_not_be_built_is_tried_again(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no compiler found")
+
+    monkeypatch.setitem(engines._BUILDERS, "compile", broken)
+    fit(TINY, 0, tmp_path / "trunk", "compile")
+    assert not list(tmp_path.glob("trunk/*/instead.json"))
+    monkeypatch.setitem(engines._BUILDERS, "compile", engines._BUILDERS["eager"])
+    made = fit(TINY, 0, tmp_path / "trunk", "compile")
+    assert said().count("is not used") == 1
+    assert made.passes > 0, "the rows of eager are not taken for those of the engine that was asked for"
+
+
+def test_what_other_jobs_need_does_not_decide_the_engine(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]
+) -> None:
+    def wrong_in_the_end(module: torch.nn.Module, *_: Any) -> Callable[[Tensor], list[Tensor]]:
+        return lambda images: [2 * rows if rows.shape[-1] == 1 else rows for rows in module(images)]
+
+    alone = fit(TINY, 2, tmp_path / "alone")
+    monkeypatch.setitem(engines._BUILDERS, "compile", wrong_in_the_end)
+    expect_same(fit(TINY, 2, tmp_path / "trunk", "compile", keep=(0,)), alone)
+    assert "is not used" not in said()
+    (folder,) = {pack.parent for pack in packs(tmp_path / "trunk")}
+    kept = trunk_of(backbone_of(TINY, 2), engine="compile").identity(STAGES - 2)
+    assert folder == TrunkStore(tmp_path / "trunk", kept, 1).folder
 
 
 def test_without_a_usable_index_the_run_goes_on_without(fit: Fit, tmp_path: Path, said: Callable[[], str]) -> None:
@@ -711,6 +793,23 @@ def test_a_small_disk_refuses(
     monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage)
     assert not estimate(data_of(manifest, faces, made.backbone), made, tmp_path, max_gb=1)
     assert "(0.0 GB free), so not stored" in said()
+
+
+def test_what_nothing_needs_any_more_makes_room_on_a_small_disk(
+    fit: Fit, manifest: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(TINY, 2, tmp_path)  # whose rows are larger than those that come now
+    stored = {pack: pack.stat().st_size for pack in packs(tmp_path)}
+    capacity = sum(stored.values())
+
+    class Usage:
+        @property
+        def free(self) -> int:
+            return capacity - sum(pack.stat().st_size for pack in packs(tmp_path))
+
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage())
+    assert fit(TINY, 0, tmp_path).passes == once(manifest)
+    assert not stored.keys() <= set(packs(tmp_path)), "some of them went"
 
 
 def test_a_small_disk_is_enough_for_what_is_there(
