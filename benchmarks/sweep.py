@@ -19,6 +19,7 @@ Further settings are given as to `deepfake.train`, such as `views=4` or `augment
 import argparse
 import csv
 import json
+import logging
 import statistics
 import subprocess
 import sys
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", help="further ones of deepfake.train, NAME=VALUE")
     options = parser.parse_intermixed_args()
     warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     measured: list[Measured] = []
     with tempfile.TemporaryDirectory() as folder:
         faces = make_faces(Path(folder, "faces"), options.images, options.size)

@@ -298,6 +298,12 @@ def parse_predict(cfg: DictConfig) -> PredictConfig:
         f"output={typed.output}",
         "a file name that ends in .csv, or in .jsonl for JSON Lines",
     )
+    given = typed.input if isinstance(typed.input, list) else [typed.input]
+    _expect(
+        _absolute(typed.output) not in map(_absolute, given),
+        f"output={typed.output} with input={typed.input}",
+        "another file, for the answers would replace the list of the images",
+    )
     _expect(typed.threshold in THRESHOLDS, f"threshold={typed.threshold}", f"one of {', '.join(THRESHOLDS)}")
     _expect(typed.tta in TTA, f"tta={typed.tta}", f"one of {', '.join(TTA)}")
     _expect(typed.device in DEVICES, f"device={typed.device}", f"one of {', '.join(DEVICES)}")

@@ -404,6 +404,10 @@ def test_nothing_is_lost_or_repeated_after_a_kill(run: Path, faces: Path, tmp_pa
         (["run={run}", "input={tmp}"], "expected images (.jpg, .jpeg, .jpe, ...), found none"),
         (["run={run}", "input={faces}", "output={faces}"], "expected a file name that ends in .csv, or in .jsonl"),
         (["run={run}", "input={faces}", "output={run}/config.yaml/p.csv"], "output: expected a file that can be"),
+        (
+            ["run={run}", "input=predictions.csv"],
+            "another file, for the answers would replace the list",
+        ),
         (["run={run}", "input={faces}", "threshold=best"], "threshold=best is refused"),
         (["run={run}", "input={faces}", "tta=mirror"], "tta=mirror is refused"),
         (["run={run}", "input={faces}", "device=tpu"], "device=tpu is refused"),

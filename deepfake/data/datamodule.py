@@ -57,7 +57,7 @@ class Faces(Dataset):
         seed: int,
         device_augment: bool = False,
     ) -> None:
-        self.paths = [root / path for path in rows["path"]]
+        self.root, self.paths = root, rows["path"].tolist()
         self.sha256 = rows["sha256"].tolist()
         self.labels = rows["label"].tolist()
         self.images, self.how, self.seed, self.device_augment = images, how, seed, device_augment
@@ -72,11 +72,11 @@ class Faces(Dataset):
         random_crop = self.how is not None and self.images.preparation.mode == "crop"
         place = crop_place(self.seed, self.sha256[index], view) if random_crop else None
         try:
-            pixels = self.images.read(self.paths[index], self.sha256[index], place)
+            pixels = self.images.read(self.root / self.paths[index], self.sha256[index], place)
         except UnreadableImage as error:
             raise UserError(
-                f"{str(self.paths[index])!r} was readable when the run began and is not any more: {error}. "
-                f"Put it back, or start again."
+                f"{str(self.root / self.paths[index])!r} was readable when the run began and is not any more: "
+                f"{error}. Put it back, or start again."
             ) from error
         if self.how is None:
             return pixels, self.labels[index], index

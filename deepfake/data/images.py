@@ -102,6 +102,8 @@ def read_content(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UnreachableImage(f"cannot be read: {error.strerror}") from error
+    except ValueError as error:  # no file can be called that: a table may hold any name
+        raise UnreachableImage(f"cannot be read: {error}") from error
 
 
 def decode_image(content: bytes, suffix: str, max_megapixels: float = 64.0) -> tuple[np.ndarray, ImageFile]:

@@ -242,6 +242,8 @@ def test_a_file_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
     (tmp_path / "loop.png").symlink_to("loop.png")
     with pytest.raises(UnreachableImage, match="cannot be read: "):
         read_image(tmp_path / "loop.png")
+    with pytest.raises(UnreachableImage, match="cannot be read: embedded null"):
+        read_image(tmp_path / "a\0b.png")
 
 
 def test_a_pipe_keeps_nobody_waiting(tmp_path: Path) -> None:
