@@ -19,8 +19,7 @@ demo: $(VENV)/.demo ## train three networks on the built-in data and compare the
 	@echo "dashboard   make dashboard   (or $(BIN)/tensorboard --logdir outputs)"
 
 test: $(VENV)/.test ## run the whole test suite
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not alone' $(TESTS)
-	$(BIN)/python -m pytest -m alone $(TESTS) || [ $$? = 5 ] # 5: there are none among these
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --max-worker-restart 0 $(TESTS)
 
 lint: $(VENV)/.test ## style, types
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ warning: a run then takes longer and comes to the same result.
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import tempfile
 import warnings
@@ -278,7 +279,6 @@ def _onnxruntime(trunk: nn.Module, sample: Tensor, precision: str) -> Run:
 
 
 def _openvino(trunk: nn.Module, sample: Tensor, precision: str) -> Run:
-    import openvino
 
     settings = {
         "PERFORMANCE_HINT": "LATENCY",  # all threads on one batch
@@ -287,7 +287,7 @@ def _openvino(trunk: nn.Module, sample: Tensor, precision: str) -> Run:
         # Said always: where the processor has bfloat16, that is what it would take of its own accord.
         "INFERENCE_PRECISION_HINT": _OPENVINO_TYPES[precision],
     }
-    core = openvino.Core()
+    core = _openvino_core()
     # From ONNX, not by openvino.convert_model, which reports its use to the maker.
     graph = core.compile_model(core.read_model(_onnx(trunk, sample)), "CPU", settings)
 
@@ -296,6 +296,19 @@ def _openvino(trunk: nn.Module, sample: Tensor, precision: str) -> Run:
         return [torch.from_numpy(outputs[number]) for number in range(len(outputs))]
 
     return run
+
+
+@functools.cache
+def _openvino_core() -> Any:
+    """The one core of this process, which outlives every engine.
+
+    A core gives the thread a stack of its own for signals and, when it goes, puts back the one it had found. Of two
+    that go in the order they came, the second puts back the first one's, which is no longer there: the next signal
+    (a loader process that ends sends one) then kills the process without a word.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 _BUILDERS: dict[str, Callable[[nn.Module, Tensor, str], Run]] = {

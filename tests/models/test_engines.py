@@ -3,6 +3,8 @@
 import copy
 import logging
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -450,8 +452,32 @@ def test_openvino_takes_threads_and_precision_as_told(
             told.append(settings)
             return super().compile_model(model, device, settings)
 
-    monkeypatch.setattr(openvino, "Core", Core)
+    monkeypatch.setattr(engines, "_openvino_core", Core)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert build_engine(network(), [1], "openvino", precision, images(2)).name == "openvino"
     (settings,) = told
     assert (settings["INFERENCE_NUM_THREADS"], settings["INFERENCE_PRECISION_HINT"]) == (3, hint)
+
+
+_TWO_OF_OPENVINO = """
+import os, signal
+import torch
+from torch import nn
+from deepfake.models import engines
+
+trunk, sample = nn.Sequential(nn.Conv2d(3, 4, 3)), torch.rand(1, 3, 16, 16)
+first = engines._openvino(trunk, sample, "float32")
+second = engines._openvino(trunk, sample, "float32")
+del first
+del second
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signal on this system")
+def test_a_process_gets_its_signals_after_its_engines_are_gone() -> None:
+    need("openvino")
+    ended = subprocess.run([sys.executable, "-c", _TWO_OF_OPENVINO], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout.split()) == (0, ["handled"]), ended.stderr

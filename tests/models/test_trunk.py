@@ -397,7 +397,6 @@ def test_rows_of_several_packs_train_the_same_network(
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_rows_do_not_depend_on_the_number_of_loader_processes(fit: Fit, tmp_path: Path) -> None:
     alone = fit(TINY, 1, tmp_path / "alone")
     several = fit(TINY, 1, tmp_path / "several", workers=2)
