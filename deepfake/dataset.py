@@ -27,12 +27,13 @@ class Catalogue(NamedTuple):
     given: bool  # the parts were
 
 
-def catalogue(data: DataConfig, show: bool = True) -> Catalogue:
+def catalogue(data: DataConfig, show: bool = True, split: bool = True) -> Catalogue:
     """Find, read, group and split; nothing is refused that an audit should show.
 
     Args:
         data: checked settings.
         show: a progress bar while files are read.
+        split: False leaves the parts as they are given, for images that no one is going to train on.
 
     Raises:
         UserError: no data, or settings that do not fit it.
@@ -44,6 +45,8 @@ def catalogue(data: DataConfig, show: bool = True) -> Catalogue:
         table = scan(found, root, data.max_megapixels, cache_folder(data), advance)
     table["group"] = assign_groups(table, data.group)
     given = bool((table["split"] != "").any())
+    if not split:
+        return Catalogue(table, root, given)
     if cut := cut_out(table):
         log.warning("the given split has no part %s: cut out of the given training part", " and ".join(cut))
     table["split"] = assign_parts(table, data.fractions, data.split_seed, data.hold_out)

@@ -38,8 +38,9 @@ from deepfake.analysis.shortcuts import Shortcut, metadata_shortcuts, spectrum_s
 from deepfake.analysis.spectra import gray, power_spectrum, radial_profile
 from deepfake.config import EvaluateConfig, SyntheticConfig
 from deepfake.console import log, logging_to_terminal, progress, terminal
-from deepfake.data.catalog import read_catalogue, refuse_two_labels, safe_csv
+from deepfake.data.catalog import read_catalogue, refuse_two_labels, safe_csv, write_catalogue
 from deepfake.data.datamodule import normalise
+from deepfake.data.groups import near_to
 from deepfake.data.images import UnreadableImage, read_image
 from deepfake.data.prepared import Preparation, PreparedImages
 from deepfake.dataset import cache_folder, catalogue
@@ -59,6 +60,8 @@ from deepfake.reporting.recorder import show
 
 UNJUDGED = 3  # exit status: done, with images that could not be judged
 SEEN = "seen"  # status of an image that a run was trained or calibrated on
+_IN_A_PART = "in the training or validation part of the run"
+_NEAR_A_PART = "nearly the same picture as one in the training or validation part of the run"
 _AT_THRESHOLD = ("accuracy", "balanced_accuracy", "precision", "recall", "f1")
 _PARTS = {"val": "validation", "test": "test"}
 
@@ -82,6 +85,11 @@ class Images:
     of: str
     own: bool
     max_megapixels: float
+
+    @property
+    def key(self) -> str:
+        """For names of folders: two folders of one name in different places are not the same images."""
+        return f"{self.of}-{hashlib.sha256(str(self.root.absolute()).encode()).hexdigest()[:6]}"
 
 
 def evaluate(cfg: EvaluateConfig) -> int:
@@ -124,22 +132,19 @@ def _images(cfg: EvaluateConfig, folders: Sequence[Path]) -> Images:
 
 
 def _other_images(cfg: EvaluateConfig, manifests: Sequence[pd.DataFrame]) -> Images:
-    found = catalogue(cfg.data, cfg.progress)
+    found = catalogue(cfg.data, cfg.progress, split=False)
     table = found.table
-    if found.given:
-        table = table[(table["split"] == "test") | (table["status"] == "unreadable")].reset_index(drop=True)
+    if (table["split"] == "test").any():  # as who made the split meant it; without a test part all are judged
+        table = table[table["split"].isin(("test", ""))].reset_index(drop=True)
     refuse_two_labels(table)
-    used = pd.concat([manifest.loc[manifest["split"].isin(("train", "val")), "sha256"] for manifest in manifests])
-    seen = (table["status"] != "unreadable") & table["sha256"].isin(used)
-    if seen.any():
-        log.warning(
-            "%d of %d images are in the training or validation part of the run and are not judged", seen.sum(),
-            len(table),
-        )  # fmt: skip
-    table = table.assign(
-        status=table["status"].mask(seen, SEEN),
-        reason=table["reason"].mask(seen, "in the training or validation part of the run"),
-    )
+    used = pd.concat([manifest[manifest["split"].isin(("train", "val"))] for manifest in manifests])
+    there = table["status"] != "unreadable"
+    same = there & table["sha256"].isin(used["sha256"])
+    near = there & ~same & near_to(table["phash"], used["phash"])
+    for which, what in ((same, _IN_A_PART), (near, _NEAR_A_PART)):
+        if which.any():
+            log.warning("%d of %d images are %s: not judged", which.sum(), len(table), what)
+        table = table.assign(status=table["status"].mask(which, SEEN), reason=table["reason"].mask(which, what))
     return Images(table, found.root, found.root.absolute().name, False, cfg.data.max_megapixels)
 
 
@@ -237,13 +242,13 @@ def _report(cfg: EvaluateConfig, folder: Path, images: Images, began: float) -> 
 def _output(cfg: EvaluateConfig, folder: Path, images: Images) -> Path:
     if cfg.output is not None:
         return Path(cfg.output).expanduser()
-    parts = ["evaluation", *([] if images.own else [images.of]), *([] if cfg.tta == "none" else [cfg.tta])]
+    parts = ["evaluation", *([] if images.own else [images.key]), *([] if cfg.tta == "none" else [cfg.tta])]
     return folder / "-".join(parts)
 
 
 def _facts(judged: pd.DataFrame, calibration: Calibration, threshold: str) -> dict[str, Any]:
     """Every figure of the images that were judged, with 95 % intervals, at each stored threshold and without one."""
-    labels, p = judged["label"].to_numpy(), judged["probability"].to_numpy()
+    labels, p, margins = (judged[column].to_numpy() for column in ("label", "probability", "margin"))
     at = {}
     for name, stored in calibration.thresholds.items():
         found = scores(labels, p, stored.value)
@@ -257,18 +262,18 @@ def _facts(judged: pd.DataFrame, calibration: Calibration, threshold: str) -> di
             "intervals": bootstrap_intervals(labels, p, stored.value, _AT_THRESHOLD)
             | {"fpr": _wilson(found["fp"], found["fp"] + found["tn"])},
         }
-    overall = scores(labels, p)
+    overall = scores(labels, p, margins=margins)
     free = [measure for measure in MEASURES if measure not in _AT_THRESHOLD]
     doubtful = judged["uncertain"].to_numpy(dtype=bool)
     right = (judged["verdict"] == "fake").to_numpy() == (labels == 1)
-    before = expit(judged["margin"].to_numpy())
+    before = expit(margins)
     return {
         "n": len(judged),
         "prevalence": overall["prevalence"],
         "majority": overall["majority"],
         "threshold": {"name": threshold, "value": at[threshold]["value"], "from": at[threshold]["from"]},
         **{measure: overall[measure] for measure in free},
-        "intervals": bootstrap_intervals(labels, p, metrics=free),
+        "intervals": bootstrap_intervals(labels, p, metrics=free, margins=margins),
         "thresholds": at,
         "temperature": calibration.temperature,
         "before_temperature": {name: scores(labels, before)[name] for name in ("nll", "brier", "ece")},
@@ -600,7 +605,13 @@ def ensemble(cfg: EvaluateConfig, members: Sequence[Path]) -> Path:
     for member in members:
         if (member / runs.ENSEMBLE).exists():
             raise UserError(f"run={member}: expected a run as a member, found an ensemble. Name its members instead.")
-    digests = [hashlib.sha256((member / runs.BEST).read_bytes()).hexdigest() for member in members]
+    try:
+        digests = [hashlib.sha256((member / runs.BEST).read_bytes()).hexdigest() for member in members]
+    except OSError as error:
+        raise UserError(
+            f"run: expected a checkpoint in each member, found that {error.filename} cannot be read "
+            f"({error.strerror}). Train that run again with force=true."
+        ) from error
     how = str(cfg.ensemble)
     key = hashlib.sha256(json.dumps([how, sorted(digests)]).encode()).hexdigest()[:8]
     folder = Path(cfg.output_dir).expanduser() / f"ensemble-{how}-{key}"
@@ -620,8 +631,9 @@ def ensemble(cfg: EvaluateConfig, members: Sequence[Path]) -> Path:
         (folder / "members").mkdir()
         for member, name in zip(members, names, strict=True):
             shutil.copyfile(member / runs.BEST, folder / "members" / name)
-        for name in ("config.yaml", "manifest.csv", "manifest.parquet"):
-            shutil.copyfile(members[0] / name, folder / name)
+        shutil.copyfile(members[0] / "config.yaml", folder / "config.yaml")
+        write_catalogue(_together([read_catalogue(member / "manifest.parquet") for member in members]),
+                        folder / "manifest.csv")  # fmt: skip
         told = {"members": names, "sha256": digests, "combine": how, "weights": weights}
         write_json(folder / runs.ENSEMBLE, told | {"calibration": calibration.as_dict()})
         verdicts = {}
@@ -637,6 +649,14 @@ def ensemble(cfg: EvaluateConfig, members: Sequence[Path]) -> Path:
         raise runs.unwritable(folder, error.strerror) from error
     log.info("ensemble   %s of %d runs in %s", how, len(members), folder)
     return folder
+
+
+def _together(manifests: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The first member's manifest and what others were trained on beside it: none of that may ever be judged."""
+    first, *others = manifests
+    known = set(first.loc[first["split"] != "", "sha256"])
+    more = [other[(other["split"] == "train") & ~other["sha256"].isin(known)] for other in others]
+    return pd.concat([first, *more]).drop_duplicates(["path", "sha256", "split"], ignore_index=True)
 
 
 def _shared_part(members: Sequence[Path], part: str) -> tuple[pd.DataFrame, NDArray[np.float64]]:
@@ -696,10 +716,10 @@ def _stacked(labels: NDArray, margins: NDArray[np.float64], calibrations: Sequen
 
 def _verdict(table: pd.DataFrame) -> dict[str, Any]:
     """As a training run's summary holds it; the loss is that of the margins as they are."""
-    labels, p = table["label"].to_numpy(), table["probability"].to_numpy()
+    labels, p, margins = (table[column].to_numpy() for column in ("label", "probability", "margin"))
     loss = float(np.logaddexp(0, np.where(labels == 1, -table["margin"], table["margin"])).mean())
-    intervals = bootstrap_intervals(labels, p, metrics=INTERVALS)
-    return {"loss": loss, **scores(labels, p), "n": len(table), "intervals": intervals}
+    intervals = bootstrap_intervals(labels, p, metrics=INTERVALS, margins=margins)
+    return {"loss": loss, **scores(labels, p, margins=margins), "n": len(table), "intervals": intervals}
 
 
 def _ensemble_summary(folder: Path, members: Sequence[Path], how: str) -> dict[str, Any]:
@@ -732,7 +752,7 @@ def _ensemble_summary(folder: Path, members: Sequence[Path], how: str) -> dict[s
 
 def _compare(cfg: EvaluateConfig, folders: Sequence[Path], images: Images) -> int:
     key = hashlib.sha256("\n".join(str(folder.absolute()) for folder in folders).encode()).hexdigest()[:8]
-    name = f"comparison-{key}" if images.own else f"comparison-{key}-{images.of}"
+    name = f"comparison-{key}" if images.own else f"comparison-{key}-{images.key}"
     output = Path(cfg.output).expanduser() if cfg.output else Path(cfg.output_dir).expanduser() / name
     runs.expect_writable(output, "output")
     detectors = [Detector.load(folder, cfg.engine, cfg.tta) for folder in folders]
@@ -742,9 +762,9 @@ def _compare(cfg: EvaluateConfig, folders: Sequence[Path], images: Images) -> in
     if not there.any():
         raise UserError(f"{images.root}: expected images that every run can judge, found none.")
     labels = tables[0].loc[there, "label"].to_numpy()
-    p = [table.loc[there, "probability"].to_numpy() for table in tables]
+    p, margins = ([table.loc[there, column].to_numpy() for table in tables] for column in ("probability", "margin"))
     cuts = [detector.calibration.thresholds[cfg.threshold].value for detector in detectors]
-    each = [scores(labels, *judged) for judged in zip(p, cuts, strict=True)]
+    each = [scores(labels, *judged) for judged in zip(p, cuts, margins, strict=True)]
     content = {
         "data": {"root": str(images.root.absolute()), "what": images.of, "images": len(there)},
         "n": int(there.sum()),
@@ -756,12 +776,16 @@ def _compare(cfg: EvaluateConfig, folders: Sequence[Path], images: Images) -> in
                 "run": folder.name,
                 "threshold": cut,
                 **{measure: found[measure] for measure in MEASURES},
-                "intervals": bootstrap_intervals(labels, judged, cut),
+                "intervals": bootstrap_intervals(labels, judged, cut, margins=margin),
             }
-            for folder, judged, cut, found in zip(folders, p, cuts, each, strict=True)
+            for folder, judged, cut, margin, found in zip(folders, p, cuts, margins, each, strict=True)
         ],
         "pairs": [
-            {"a": folders[a].name, "b": folders[b].name, **_difference(labels, (p[a], p[b]), (cuts[a], cuts[b]))}
+            {
+                "a": folders[a].name,
+                "b": folders[b].name,
+                **_difference(labels, (p[a], p[b]), (cuts[a], cuts[b]), (margins[a], margins[b])),
+            }
             for a, b in itertools.combinations(range(len(folders)), 2)
         ],
     }
@@ -774,13 +798,15 @@ def _compare(cfg: EvaluateConfig, folders: Sequence[Path], images: Images) -> in
     return UNJUDGED if any(set(table["status"]) - {"ok", SEEN} for table in tables) else 0
 
 
-def _difference(labels: NDArray, p: tuple[NDArray, NDArray], cuts: tuple[float, float]) -> dict[str, Any]:
+def _difference(
+    labels: NDArray, p: tuple[NDArray, NDArray], cuts: tuple[float, float], margins: tuple[NDArray, NDArray]
+) -> dict[str, Any]:
     """Paired, of a minus b; DeLong's test is left out where a class has fewer than two images."""
     said = [judged > cut for judged, cut in zip(p, cuts, strict=True)]
     two_of_each = min(np.bincount(labels, minlength=2)) >= 2
     return {
-        "bootstrap": paired_bootstrap(labels, *p, thresholds=cuts),
-        "delong": delong(labels, *p)._asdict() if two_of_each else None,
+        "bootstrap": paired_bootstrap(labels, *p, thresholds=cuts, margins=margins),
+        "delong": delong(labels, *margins)._asdict() if two_of_each else None,
         "mcnemar": mcnemar(labels, *said)._asdict(),
     }
 

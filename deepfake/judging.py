@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
 import threading
 from collections import deque
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deepfake.config import COMBINE, DEVICES, TTA
+from deepfake.console import log
 from deepfake.data.datamodule import normalise
 from deepfake.data.faces import NoFace
 from deepfake.data.images import TooLargeImage, UnreadableImage, read_image, to_rgb
@@ -57,7 +59,7 @@ class Judged:
     margin: float
     """logit(fake) - logit(real) as the network gives it; NaN where the image could not be judged."""
     status: str = "ok"
-    """ok | unreadable | too large | no face."""
+    """ok | unreadable | too large | no face | no number (the network gave none)."""
     reason: str = ""
 
 
@@ -185,6 +187,8 @@ class Detector:
         if tta not in TTA:
             raise UserError(f"tta={tta}: expected one of {', '.join(TTA)}.")
         where = _device(device)
+        if tta != "none":
+            log.warning("tta=%s: temperature and thresholds were fitted on one view of each validation image", tta)
         if not (folder / ENSEMBLE).exists():
             member = Member.load(folder / BEST, engine, where)
             return cls([member], _only, member.calibration, tta)
@@ -246,7 +250,7 @@ class Detector:
         if images:
             each = [member.margins(own) for member, own in zip(self.members, images, strict=True)]
             margins = iter(self.combine(np.stack(each)))
-        return [item or Judged(float(next(margins))) for item in items]
+        return [item or _answer(float(next(margins))) for item in items]
 
     def table(self, judged: Sequence[Judged], threshold: str = "half") -> pd.DataFrame:
         """Answers as rows: status, reason, probability (calibrated P(fake)), verdict (real, fake or ""), uncertain.
@@ -358,6 +362,12 @@ def combination(
         return weights[0] + np.asarray(weights[1:]) @ logits
 
     return combine
+
+
+def _answer(margin: float) -> Judged:
+    if not math.isfinite(margin):
+        return Judged(math.nan, "no number", f"expected a finite number from the network, found {margin}")
+    return Judged(margin)
 
 
 def _only(margins: NDArray) -> NDArray:

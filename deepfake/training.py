@@ -336,8 +336,9 @@ def _judge(
     best = torch.load(folder / runs.BEST, weights_only=True, map_location="cpu")
     detector.complete(best)
     detector.load_state_dict(best["state_dict"])
-    # A trainer without the dashboard, so that the curves of the fit are not written over.
-    trainer = _trainer(cfg, [], logger=False, enable_checkpointing=False)
+    # A trainer without the dashboard, so that the curves of the fit are not written over; in the precision in which
+    # every later command judges, so that what is fitted on these margins holds for theirs.
+    trainer = _trainer(cfg, [], logger=False, enable_checkpointing=False, precision="32-true")
     verdicts, pictures = {}, {}
     calibration = None
     for part, look in (("val", trainer.validate), ("test", trainer.test)):
@@ -374,7 +375,6 @@ def _trainer(cfg: TrainConfig, callbacks: list[L.Callback], **how: Any) -> L.Tra
         return L.Trainer(
             accelerator=t.accelerator,
             devices=t.devices,
-            precision=t.precision,  # type: ignore[arg-type]
             deterministic=t.deterministic,
             limit_train_batches=t.max_batches,
             limit_val_batches=t.max_batches,
@@ -384,7 +384,7 @@ def _trainer(cfg: TrainConfig, callbacks: list[L.Callback], **how: Any) -> L.Tra
             enable_progress_bar=bool(bar),
             enable_model_summary=False,
             callbacks=[*callbacks, *bar],
-            **how,
+            **{"precision": t.precision} | how,
         )
     except (MisconfigurationException, ValueError) as error:
         reason = " ".join(str(error).split())

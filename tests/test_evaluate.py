@@ -1,5 +1,6 @@
 """Finished runs judged: the figures of their own verdict, on other data, as an ensemble and against each other."""
 
+import hashlib
 import json
 import shutil
 import sys
@@ -19,6 +20,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from deepfake import runs
 from deepfake.config import conf_dir, parse_train
+from deepfake.data.catalog import read_catalogue, write_catalogue
 from deepfake.evaluate import main
 from deepfake.evaluation.calibration import THRESHOLDS, calibrate
 from deepfake.judging import Detector
@@ -105,6 +107,15 @@ def test_the_runs_own_predictions_are_reproduced(run: Path, report: Path) -> Non
     assert set(found["status"]) == {"ok"}
 
 
+def test_a_run_in_mixed_precision_is_calibrated_in_that_of_its_judging(
+    trained: Callable[..., Path], tmp_path: Path
+) -> None:
+    mixed = trained("trainer.precision=bf16-mixed", "unfreeze=all")
+    assert evaluate(f"run={mixed}", f"output={tmp_path}", "baselines=false", "mistakes=0") == 0
+    stored, found = table(mixed / "test_predictions.csv"), table(tmp_path / "predictions.csv")
+    assert found["margin"].to_numpy() == pytest.approx(stored["margin"].to_numpy(), abs=1e-4)
+
+
 def test_the_figures_are_those_of_the_predictions(report: Path) -> None:
     found, facts = table(report / "predictions.csv"), told(report)
     labels, p = found["label"].to_numpy(), found["probability"].to_numpy()
@@ -180,7 +191,7 @@ def test_an_image_that_has_changed_is_a_row_that_says_so(
 def test_other_data_are_judged_whole_but_for_what_cannot_be(run: Path, elsewhere: Path) -> None:
     before = (run / runs.BEST).read_bytes()
     assert evaluate(f"run={run}", f"data.root={elsewhere}", "baselines=false", "tta=flip", "threshold=eer") == 3
-    folder = run / "evaluation-unseen-flip"
+    (folder,) = run.glob("evaluation-unseen-*-flip")
     found, facts = table(folder / "predictions.csv"), told(folder)
     assert found["status"].value_counts().to_dict() == {"ok": 6, "unreadable": 1}
     assert facts["n"] == 6
@@ -198,7 +209,65 @@ def test_what_a_run_was_trained_on_is_not_judged(run: Path, faces: Path, tmp_pat
     assert set(found["status"]) == {"ok", "seen"}
 
 
+def test_a_resized_copy_of_what_a_run_was_trained_on_is_not_judged(
+    run: Path, faces: Path, elsewhere: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(elsewhere, tmp_path / "data")
+    manifest = read_catalogue(run / "manifest.parquet")
+    path = Path(manifest.loc[manifest["split"] == "train", "path"].iloc[0])
+    with Image.open(faces / path) as image:
+        image.resize((image.width * 2, image.height * 2)).save(tmp_path / "data" / "0-camera" / "copy.png")
+    given = [f"run={run}", f"data.root={tmp_path / 'data'}", "baselines=false", f"output={tmp_path / 'report'}"]
+    assert evaluate(*given) == 3
+    found = table(tmp_path / "report" / "predictions.csv").set_index("path")
+    assert found.loc["0-camera/copy.png", "status"] == "seen"
+    assert found.loc["0-camera/copy.png", "reason"].startswith("nearly the same picture")
+    assert (found["status"] == "ok").sum() == 6
+
+
+@pytest.mark.parametrize(("part", "judged"), [("test", 2), ("train", 6)])
+def test_a_given_split_is_never_made_anew(part: str, judged: int, run: Path, elsewhere: Path, tmp_path: Path) -> None:
+    rows = [f"{file.relative_to(elsewhere)},{int(file.parent.name[0])}" for file in sorted(elsewhere.rglob("?.png"))]
+    parts = [part if row.split(",")[0].endswith("0.png") else "train" for row in rows]
+    listed = tmp_path / "list.csv"
+    listed.write_text("path,label,split\n" + "".join(f"{row},{of}\n" for row, of in zip(rows, parts, strict=True)))
+    given = [f"run={run}", f"data.root={elsewhere}", f"data.manifest={listed}", f"output={tmp_path / 'report'}"]
+    assert evaluate(*given, "baselines=false") == 0
+    assert told(tmp_path / "report")["n"] == judged
+
+
+def test_folders_of_one_name_do_not_write_over_each_other(run: Path, elsewhere: Path, tmp_path: Path) -> None:
+    for place in ("a", "b"):
+        shutil.copytree(elsewhere, tmp_path / place / "faces")
+        assert evaluate(f"run={run}", f"data.root={tmp_path / place / 'faces'}", "baselines=false") == 3
+    assert len(list(run.glob("evaluation-faces-*"))) == 2
+
+
 # ------------------------------------------------------------------------------------------------------- ensembles
+
+
+def test_what_any_member_was_trained_on_an_ensemble_has_seen(
+    run: Path, other: Path, elsewhere: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(other, tmp_path / "other")
+    manifest = read_catalogue(other / "manifest.parquet")
+    image = elsewhere / "0-camera" / "0.png"
+    more = manifest[manifest["split"] == "train"].head(1)
+    more = more.assign(path="more.png", sha256=hashlib.sha256(image.read_bytes()).hexdigest(), phash="")
+    write_catalogue(pd.concat([manifest, more], ignore_index=True), tmp_path / "other" / "manifest.csv")
+    given = [f"run=[{run},{tmp_path / 'other'}]", "ensemble=mean", f"output_dir={tmp_path}", "baselines=false"]
+    assert evaluate(*given, f"data.root={elsewhere}", f"output={tmp_path / 'report'}") == 3
+    found = table(tmp_path / "report" / "predictions.csv").set_index("path")
+    assert found.loc["0-camera/0.png", "status"] == "seen"
+
+
+def test_a_member_without_its_checkpoint_is_one_line(
+    run: Path, other: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(other, tmp_path / "other")
+    (tmp_path / "other" / runs.BEST).unlink()
+    assert evaluate(f"run=[{run},{tmp_path / 'other'}]", "ensemble=mean", f"output_dir={tmp_path}") == 2
+    assert "expected a checkpoint in each member" in " ".join(capfd.readouterr().err.split())
 
 
 @pytest.mark.parametrize("how", ["mean", "logit_mean", "stacked"])

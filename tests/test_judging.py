@@ -135,6 +135,19 @@ def test_every_hostile_file_has_a_row(member: Member, mode: Any, tmp_path: Path)
     assert large == ["120_megapixels.png", "400_megapixels.png"]
 
 
+@pytest.mark.parametrize("margin", [np.nan, np.inf, -np.inf])
+def test_an_answer_that_is_no_number_is_a_row_that_says_so(
+    margin: float, member: Member, calibration: Calibration
+) -> None:
+    odd = Detector(
+        [member], lambda margins: np.where(np.arange(margins.shape[1]) == 1, margin, 0.5), calibration, "none"
+    )
+    found = odd.predict([noise(1), noise(2), noise(3)])
+    assert found["status"].tolist() == ["ok", "no number", "ok"]
+    assert str(margin) in found["reason"].iloc[1]
+    assert found["probability"].isna().tolist() == [False, True, False]
+
+
 def test_what_is_no_picture_fault_is_raised(one: Detector) -> None:
     def broken() -> Iterator[np.ndarray]:
         yield noise(0)

@@ -49,6 +49,23 @@ def near_pairs(phash: Sequence[str] | pd.Series, distance: int = DISTANCE) -> pd
     return pairs.sort_values(["a", "b"], ignore_index=True)
 
 
+def near_to(phash: Sequence[str] | pd.Series, others: Sequence[str] | pd.Series) -> np.ndarray:
+    """Which images are near duplicates of one of the others.
+
+    Args:
+        phash, others: as in `near_pairs`.
+
+    Returns:
+        bool, one for each of `phash`.
+    """
+    theirs, own = sorted(set(others) - {""}), sorted(set(phash) - {""})
+    both = [*theirs, *own]
+    pairs = near_pairs(both)
+    across = pairs[(pairs["a"] < len(theirs)) & (pairs["b"] >= len(theirs))]
+    near = {both[position] for position in across["b"]}
+    return np.array([each in near for each in phash], dtype=bool)
+
+
 def assign_groups(table: pd.DataFrame, pattern: str | None = None, distance: int = DISTANCE) -> pd.Series:
     """The group of every image, which a split never parts.
 

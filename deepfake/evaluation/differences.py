@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest, rankdata
 
-from deepfake.evaluation.metrics import INTERVALS, checked_labels, checked_probabilities, resampled_scores, scores
+from deepfake.evaluation.metrics import INTERVALS, checked_labels, resampled_scores, scores
 
 
 class DeLong(NamedTuple):
@@ -38,6 +38,7 @@ def paired_bootstrap(
     resamples: int = 1000,
     seed: int = 0,
     thresholds: tuple[float, float] = (0.5, 0.5),
+    margins: tuple[NDArray | None, NDArray | None] = (None, None),
 ) -> dict[str, tuple[float, float, float]]:
     """Figures of a minus figures of b, with 95 % percentile intervals of the stratified, paired bootstrap.
 
@@ -51,6 +52,7 @@ def paired_bootstrap(
         resamples: how many, at least 1.
         seed: the same seed gives the same intervals.
         thresholds: of a and of b; an image is called fake above it.
+        margins: of a and of b, as in `scores`.
 
     Returns:
         (difference, low, high) for each of `metrics`; NaN where the figure itself is undefined.
@@ -58,9 +60,9 @@ def paired_bootstrap(
     Raises:
         ValueError: as `bootstrap_intervals`.
     """
-    runs = list(zip((p_a, p_b), thresholds, strict=True))
+    runs = list(zip((p_a, p_b), thresholds, margins, strict=True))
     samples_a, samples_b = resampled_scores(labels, runs, metrics, resamples, seed)
-    whole_a, whole_b = (scores(labels, p, threshold) for p, threshold in runs)
+    whole_a, whole_b = (scores(labels, *run) for run in runs)
     found = {}
     for name in metrics:
         low, high = np.quantile(samples_a[name] - samples_b[name], [0.025, 0.975])
@@ -68,7 +70,7 @@ def paired_bootstrap(
     return found
 
 
-def delong(labels: NDArray, p_a: NDArray, p_b: NDArray) -> DeLong:
+def delong(labels: NDArray, scores_a: NDArray, scores_b: NDArray) -> DeLong:
     """The two areas under the ROC curve, and whether they differ (DeLong, DeLong and Clarke-Pearson, 1988).
 
     By mid-ranks (Sun and Xu, 2014), so that ties count half and the time is that of sorting. The variance is that of
@@ -78,17 +80,17 @@ def delong(labels: NDArray, p_a: NDArray, p_b: NDArray) -> DeLong:
 
     Args:
         labels: shape (N,), 0 (real) or 1 (fake), at least two of each.
-        p_a, p_b: shape (N,), each run's scores of the same images, in [0, 1].
+        scores_a, scores_b: shape (N,), each run's of the same images, higher for fakes: margins or probabilities.
 
     Raises:
         ValueError: the arrays are empty, differ in length or are not flat; a label is not 0 or 1; a class has fewer
-            than two images; a probability is NaN or outside [0, 1].
+            than two images; a score is NaN.
     """
     fake = checked_labels(labels)
     reals, fakes = int((~fake).sum()), int(fake.sum())
     if min(reals, fakes) < 2:
         raise ValueError(f"labels: expected at least 2 real and 2 fake images, found {reals} and {fakes}")
-    (real_a, fake_a), (real_b, fake_b) = (_placements(fake, _one_each(fake, p)) for p in (p_a, p_b))
+    (real_a, fake_a), (real_b, fake_b) = (_placements(fake, _one_each(fake, each)) for each in (scores_a, scores_b))
     auc_a, auc_b = fake_a.mean() / reals, fake_b.mean() / reals
     by_fake, by_real = (fake_a - fake_b) / reals, (real_a - real_b) / fakes
     variance = by_fake.var(ddof=1) / fakes + by_real.var(ddof=1) / reals
@@ -128,17 +130,20 @@ def mcnemar(labels: NDArray, said_a: NDArray, said_b: NDArray) -> McNemar:
     return McNemar(n01, n10, p_value)
 
 
-def _placements(fake: NDArray[np.bool_], p: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _placements(fake: NDArray[np.bool_], score: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """How many fakes each real lies below, and how many reals each fake lies above, ties counting half; exact."""
-    ranks = rankdata(p)
-    above_fakes = ranks[~fake] - rankdata(p[~fake])
-    return fake.sum() - above_fakes, ranks[fake] - rankdata(p[fake])
+    ranks = rankdata(score)
+    above_fakes = ranks[~fake] - rankdata(score[~fake])
+    return fake.sum() - above_fakes, ranks[fake] - rankdata(score[fake])
 
 
-def _one_each(fake: NDArray[np.bool_], p: NDArray) -> NDArray[np.float64]:
-    if np.shape(p) != fake.shape:
-        raise ValueError(f"expected one probability for each of {fake.size} labels, found the shape {np.shape(p)}")
-    return checked_probabilities(p)
+def _one_each(fake: NDArray[np.bool_], score: NDArray) -> NDArray[np.float64]:
+    found = np.asarray(score, dtype=np.float64)
+    if found.shape != fake.shape:
+        raise ValueError(f"expected one score for each of {fake.size} labels, found the shape {found.shape}")
+    if np.isnan(found).any():
+        raise ValueError(f"expected scores that are numbers, found {int(np.isnan(found).sum())} NaN")
+    return found
 
 
 def _verdicts(name: str, said: NDArray, fake: NDArray[np.bool_]) -> NDArray[np.bool_]:

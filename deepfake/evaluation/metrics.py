@@ -83,13 +83,17 @@ def confusion() -> BinaryConfusionMatrix:
     return BinaryConfusionMatrix(threshold=0.5)
 
 
-def scores(labels: NDArray, probabilities: NDArray, threshold: float = 0.5) -> dict[str, float]:
+def scores(
+    labels: NDArray, probabilities: NDArray, threshold: float = 0.5, margins: NDArray | None = None
+) -> dict[str, float]:
     """Every figure of one set of predictions.
 
     Args:
         labels: shape (N,), 0 (real) or 1 (fake), integer, boolean or float.
         probabilities: shape (N,), P(fake) in [0, 1].
         threshold: an image is called fake when its probability is strictly greater, as in torchmetrics.
+        margins: shape (N,), such as logit(fake) - logit(real). They order images of equal probability, as those of
+            a network that is so certain that its probabilities are all 1; without them such images are ties.
 
     Returns:
         n, prevalence (share of fakes), majority (accuracy of always answering with the larger class), tn, fp,
@@ -119,10 +123,10 @@ def scores(labels: NDArray, probabilities: NDArray, threshold: float = 0.5) -> d
 
     Raises:
         ValueError: the arrays are empty, differ in length or are not flat; a label is not 0 or 1; a
-            probability or the threshold is NaN or outside [0, 1].
+            probability or the threshold is NaN or outside [0, 1]; a margin is NaN.
     """
     fake, p = _checked(labels, probabilities, threshold)
-    values, position = np.unique(p, return_inverse=True)
+    values, position = _distinct(p, margins)
     counted = _Counted(
         values=values,
         real=np.bincount(position[~fake], minlength=values.size)[np.newaxis],
@@ -151,6 +155,7 @@ def bootstrap_intervals(
     resamples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
+    margins: NDArray | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Percentile intervals of the stratified bootstrap (Efron and Tibshirani, 1993, chapter 13).
 
@@ -159,7 +164,7 @@ def bootstrap_intervals(
     would move with another training seed or another generator.
 
     Args:
-        labels, probabilities, threshold: as in `scores`.
+        labels, probabilities, threshold, margins: as in `scores`.
         metrics: names out of `MEASURES`.
         resamples: how many, at least 1.
         seed: the same seed gives the same intervals.
@@ -173,7 +178,7 @@ def bootstrap_intervals(
     """
     if not 0 < level < 1:
         raise ValueError(f"level: expected a number between 0 and 1, found {level}")
-    (found,) = resampled_scores(labels, [(probabilities, threshold)], metrics, resamples, seed)
+    (found,) = resampled_scores(labels, [(probabilities, threshold, margins)], metrics, resamples, seed)
     tails = [(1 - level) / 2, (1 + level) / 2]
     intervals = {}
     for name, sample in found.items():
@@ -184,7 +189,7 @@ def bootstrap_intervals(
 
 def resampled_scores(
     labels: NDArray,
-    predictions: Sequence[tuple[NDArray, float]],
+    predictions: Sequence[tuple[NDArray, float] | tuple[NDArray, float, NDArray | None]],
     metrics: Sequence[str],
     resamples: int = 1000,
     seed: int = 0,
@@ -195,7 +200,7 @@ def resampled_scores(
 
     Args:
         labels: as in `scores`.
-        predictions: for each, (probabilities, threshold) as in `scores`.
+        predictions: for each, (probabilities, threshold) or (probabilities, threshold, margins) as in `scores`.
         metrics, resamples, seed: as in `bootstrap_intervals`.
 
     Returns:
@@ -212,9 +217,9 @@ def resampled_scores(
     if not predictions:
         raise ValueError("predictions: expected at least one, found none")
     sorted_scores = []
-    for probabilities, threshold in predictions:
+    for probabilities, threshold, *margins in predictions:
         is_fake, p = _checked(labels, probabilities, threshold)
-        sorted_scores.append((*np.unique(p, return_inverse=True), threshold))
+        sorted_scores.append((*_distinct(p, *margins), threshold))
 
     reals, fakes = np.flatnonzero(~is_fake), np.flatnonzero(is_fake)
     generator = np.random.default_rng(seed)
@@ -273,6 +278,24 @@ def _checked(labels: NDArray, probabilities: NDArray, threshold: float) -> tuple
     return fake, p
 
 
+def _distinct(p: Floats, margins: NDArray | None = None) -> tuple[Floats, Counts]:
+    """Of each distinct score its probability, rising, shape (U,), and which of them each image has, shape (N,)."""
+    if margins is None:
+        values, position = np.unique(p, return_inverse=True)
+        return values, position
+    m = np.asarray(margins, dtype=np.float64)
+    if m.shape != p.shape:
+        raise ValueError(f"margins: expected one for each of {p.size} probabilities, found the shape {m.shape}")
+    if np.isnan(m).any():
+        raise ValueError(f"margins: expected numbers, found {int(np.isnan(m).sum())} NaN")
+    order = np.lexsort((m, p))
+    first = np.ones(p.size, dtype=bool)
+    first[1:] = (np.diff(p[order]) > 0) | (m[order][1:] != m[order][:-1])
+    position = np.empty(p.size, dtype=np.int64)
+    position[order] = first.cumsum() - 1
+    return p[order][first], position
+
+
 def _drawn(images: Counts, rows: int, generator: np.random.Generator) -> Counts:
     """`rows` resamples of the images of one class, shape (rows, images)."""
     if images.size == 0:
@@ -299,7 +322,7 @@ class _Counted:
     resamples.
     """
 
-    values: Floats  # (U,), the distinct scores, rising
+    values: Floats  # (U,), P(fake) of the distinct scores, in their order
     real: Counts  # (R, U)
     fake: Counts  # (R, U)
     threshold: float
@@ -401,7 +424,11 @@ class _Counted:
 
     def adaptive_ece(self) -> Floats:
         # The running sum of (p - label) as a function of the running number of images, straight within a distinct
-        # score; a bin's sum is the difference between its edges.
+        # probability; a bin's sum is the difference between its edges.
+        starts = np.flatnonzero(np.diff(self.values, prepend=-1))
+        if starts.size < self.values.size:  # of equal probability, told apart by their margins
+            real, fake = (np.add.reduceat(counts, starts, axis=1) for counts in (self.real, self.fake))
+            return _Counted(self.values[starts], real, fake, self.threshold).adaptive_ece()
         together = self.real + self.fake
         counts, sums = together.cumsum(axis=1), self.excess.cumsum(axis=1)
         images = self.images[:, np.newaxis]

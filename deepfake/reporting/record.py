@@ -92,12 +92,12 @@ def write_verdict(
     # Nine digits give a float32 back exactly.
     rounded = table.assign(**{c: [float(f"{p:.9g}") for p in table[c]] for c in ("margin", "probability")})
     write_text(folder / f"{part}_predictions.csv", safe_csv(rounded))
-    labels, probabilities = table["label"].to_numpy(), table["probability"].to_numpy()
+    labels, p, margins = (table[column].to_numpy() for column in ("label", "probability", "margin"))
     verdict = {
         "loss": loss,
-        **scores(labels, probabilities),
+        **scores(labels, p, margins=margins),
         "n": len(table),
-        "intervals": {k: list(v) for k, v in bootstrap_intervals(labels, probabilities).items()},
+        "intervals": {k: list(v) for k, v in bootstrap_intervals(labels, p, margins=margins).items()},
     }
     counts = _counts(verdict)
     matrix = pd.DataFrame(counts, index=["real", "fake"], columns=["predicted real", "predicted fake"])

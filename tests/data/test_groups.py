@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepfake.data import groups
-from deepfake.data.groups import assign_groups, leaks, near_pairs, refuse_leaks
+from deepfake.data.groups import assign_groups, leaks, near_pairs, near_to, refuse_leaks
 from deepfake.errors import UserError
 
 # A chain of hashes: neighbours are 3, 4, 5, 4 and 1 bits apart, others more.
@@ -445,3 +445,10 @@ def test_near_duplicates_and_groups_in_two_parts_are_not_refused() -> None:
     table = placed([("a.png", "train", "g", 0, 1), ("b.png", "test", "g", 0, 2)])
     assert leaks(table)["kind"].tolist() == ["near", "group"]
     refuse_leaks(table)
+
+
+def test_near_to_others() -> None:
+    others = ["00000000000000ff", "", "00000000000000ff"]
+    asked = ["00000000000000ff", "00000000000000f0", "00000000000000e0", "", "00000000000000f0", "ffffffffffffffff"]
+    assert near_to(asked, others).tolist() == [True, True, False, False, True, False], "4 bits are near, 5 are not"
+    assert not near_to(asked, []).any()

@@ -99,12 +99,12 @@ def test_delong_needs_two_images_of_each_class() -> None:
 
 
 def test_delong_refuses_other_lengths() -> None:
-    with pytest.raises(ValueError, match=r"one probability for each of 4 labels, found the shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"one score for each of 4 labels, found the shape \(3,\)"):
         delong(np.array([0, 0, 1, 1]), np.full(4, 0.5), np.full(3, 0.5))
 
 
-def test_delong_refuses_what_is_no_probability() -> None:
-    with pytest.raises(ValueError, match=r"probabilities: .*found nan"):
+def test_delong_refuses_what_is_no_number() -> None:
+    with pytest.raises(ValueError, match="expected scores that are numbers, found 4 NaN"):
         delong(np.array([0, 0, 1, 1]), np.full(4, 0.5), np.full(4, np.nan))
 
 

@@ -461,3 +461,47 @@ def test_nothing_warns() -> None:
 def test_numpy_part_needs_no_torch() -> None:
     code = "import sys, deepfake.evaluation.metrics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+SATURATED = (np.array([0, 1, 0, 1, 1, 0]), np.array([1.0, 1.0, 1.0, 1.0, 0.0, 0.0]))
+THEIR_MARGINS = np.array([40.0, 50.0, 45.0, 60.0, -800.0, -900.0])
+
+
+def test_margins_order_images_whose_probabilities_have_saturated() -> None:
+    labels, p = SATURATED
+    by_margin = scores(labels, p, margins=THEIR_MARGINS)
+    assert by_margin["auroc"] == pytest.approx(reference.roc_auc_score(labels, THEIR_MARGINS))
+    assert by_margin["ap"] == pytest.approx(reference.average_precision_score(labels, THEIR_MARGINS))
+    assert scores(labels, p)["auroc"] == pytest.approx(reference.roc_auc_score(labels, p)) != by_margin["auroc"]
+
+
+def test_margins_change_no_figure_of_the_probabilities() -> None:
+    labels, p = SATURATED
+    without, by_margin = scores(labels, p), scores(labels, p, margins=THEIR_MARGINS)
+    for name in ("accuracy", "balanced_accuracy", "f1", "nll", "brier", "ece", "adaptive_ece", "tp"):
+        assert by_margin[name] == pytest.approx(without[name], rel=1e-12), name
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1), probability), min_size=1, max_size=40))
+def test_margins_of_the_same_order_change_nothing(rows: list[tuple[int, float]]) -> None:
+    labels, p = (np.array(column) for column in zip(*rows, strict=True))
+    found = scores(labels, p, margins=7 * p - 3)
+    assert found == pytest.approx(scores(labels, p), nan_ok=True)
+
+
+def test_the_bootstrap_orders_by_margins() -> None:
+    labels, p = (np.tile(column, 20) for column in SATURATED)
+    margins = np.tile(THEIR_MARGINS, 20)
+    found = bootstrap_intervals(labels, p, metrics=("auroc", "adaptive_ece"), margins=margins)
+    ranked = (np.argsort(np.argsort(THEIR_MARGINS)) / 5)[np.arange(120) % 6]
+    assert found["auroc"] == bootstrap_intervals(labels, ranked, metrics=("auroc",))["auroc"]
+    assert found["adaptive_ece"] == bootstrap_intervals(labels, p, metrics=("adaptive_ece",))["adaptive_ece"]
+
+
+@pytest.mark.parametrize(
+    ("margins", "message"), [([0.0, np.nan], "margins: expected numbers"), ([0.0], "margins: expected one for each")]
+)
+def test_bad_margins_are_refused(margins: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        scores(np.array([0, 1]), np.array([0.2, 0.8]), margins=np.array(margins))
