@@ -33,13 +33,15 @@ def catalogue(data: DataConfig, show: bool = True, split: bool = True) -> Catalo
     Args:
         data: checked settings.
         show: a progress bar while files are read.
-        split: False leaves the parts as they are given, for images that no one is going to train on.
+        split: False is for images that no one is going to train on: parts are left as they are given, and one class
+            is enough.
 
     Raises:
         UserError: no data, or settings that do not fit it.
     """
     root = _synthetic_root(data) if isinstance(data, SyntheticConfig) else Path(str(data.root))
-    found = read_manifest(root, data.manifest) if data.manifest else find_images(root)
+    one_class = not split
+    found = read_manifest(root, data.manifest, one_class) if data.manifest else find_images(root, one_class)
     found = limit_images(found, data.limit)
     with progress("reading images", len(found), show) as advance:
         table = scan(found, root, data.max_megapixels, cache_folder(data), advance)

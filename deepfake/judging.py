@@ -286,9 +286,18 @@ class Detector:
             batch_size: images that are judged at once.
 
         Returns:
-            Columns status, reason, probability, verdict, uncertain; see `table`.
+            Columns path ("" of what has none), status, reason, probability, verdict, uncertain; see `table`.
         """
-        return self.table(list(self.judge(images, batch_size=batch_size)), threshold)
+        paths: list[str] = []
+
+        def noted() -> Iterator[Source]:
+            for image in images:
+                paths.append(str(image) if isinstance(image, str | Path) else "")
+                yield image
+
+        found = self.table(list(self.judge(noted(), batch_size=batch_size)), threshold)
+        found.insert(0, "path", paths)
+        return found
 
 
 def pixels_of(source: Source, max_megapixels: float = 64.0) -> NDArray[np.uint8]:

@@ -236,6 +236,21 @@ def test_a_given_split_is_never_made_anew(part: str, judged: int, run: Path, els
     assert told(tmp_path / "report")["n"] == judged
 
 
+@pytest.mark.parametrize("source", ["0-camera", "1-new"])
+def test_images_of_one_class_are_judged_without_what_needs_two(
+    source: str, run: Path, elsewhere: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(elsewhere / source, data / source, ignore=shutil.ignore_patterns("broken*"))
+    assert evaluate(f"run={run}", f"data.root={data}", f"output={tmp_path / 'report'}") == 0
+    facts = told(tmp_path / "report")
+    assert (facts["n"], facts["auroc"], facts["eer"], facts["baselines"]) == (3, None, None, [])
+    half = facts["thresholds"]["half"]
+    known, unknown = ("tpr", "fpr") if source[0] == "1" else ("fpr", "tpr")
+    assert half[unknown] is None
+    assert half[known] == half["fp" if known == "fpr" else "tp"] / 3
+
+
 def test_folders_of_one_name_do_not_write_over_each_other(run: Path, elsewhere: Path, tmp_path: Path) -> None:
     for place in ("a", "b"):
         shutil.copytree(elsewhere, tmp_path / place / "faces")

@@ -60,7 +60,8 @@ def test_a_path_an_image_and_an_array_of_one_picture_have_one_probability(one: D
     found = one.predict([file, str(file), image, np.asarray(image.convert("RGB"))], batch_size=2)
     assert found["status"].tolist() == ["ok"] * 4
     assert np.ptp(found["probability"]) < 1e-6
-    assert list(found.columns) == ["status", "reason", "probability", "verdict", "uncertain"]
+    assert list(found.columns) == ["path", "status", "reason", "probability", "verdict", "uncertain"]
+    assert found["path"].tolist() == [str(file), str(file), "", ""]
 
 
 def rotated() -> Image.Exif:

@@ -77,7 +77,7 @@ class _Image(NamedTuple):
         return "/".join((*self.folder, self.name))
 
 
-def find_images(root: Path) -> pd.DataFrame:
+def find_images(root: Path, one_class: bool = False) -> pd.DataFrame:
     """Images of a folder in one of `LAYOUTS`, each file once, links followed.
 
     The outermost folder that has a label gives it; folders deeper than the layout are just folders. Images outside
@@ -86,6 +86,7 @@ def find_images(root: Path) -> pd.DataFrame:
 
     Args:
         root: the folder that holds those folders.
+        one_class: whether images of one class alone are enough, as to be judged they are.
 
     Returns:
         `COLUMNS`, one row a file, sorted by path: path (below root, with /, see `neutral_path`), label (0 real,
@@ -121,16 +122,17 @@ def find_images(root: Path) -> pd.DataFrame:
         _expect_unicode(image.path)
     rows = [(neutral_path(i.path), i.label, facts[i.folder][0], "", facts[i.folder][1]) for i in labelled]
     table = pd.DataFrame(rows, columns=COLUMNS).sort_values("path", ignore_index=True)
-    _expect_both_classes(
-        table,
-        f"data.root={root}",
-        f"Put some into a folder named real, fake, 0-NAME or 1-NAME, as the others are (file names end in "
-        f"{', '.join(SUFFIXES[:3])}, ...).",
-    )
+    if not one_class:
+        _expect_both_classes(
+            table,
+            f"data.root={root}",
+            f"Put some into a folder named real, fake, 0-NAME or 1-NAME, as the others are (file names end in "
+            f"{', '.join(SUFFIXES[:3])}, ...).",
+        )
     return table
 
 
-def read_manifest(root: Path, manifest: str) -> pd.DataFrame:
+def read_manifest(root: Path, manifest: str, one_class: bool = False) -> pd.DataFrame:
     """Images named in a table below root, with at least the columns path and label.
 
     Args:
@@ -138,6 +140,7 @@ def read_manifest(root: Path, manifest: str) -> pd.DataFrame:
         manifest: file below root, Parquet if its name ends in .parquet, otherwise CSV in UTF-8. Labels are 0, 1 or a
             word of `CLASSES`; splits a word of `SPLITS`, or missing in every row. In a catalogue, as a run writes
             it, files that it calls unreadable are left out with a warning.
+        one_class: as in `find_images`.
 
     Returns:
         As `find_images`. A missing source is the first folder of the path, marked with the label, and so is a source
@@ -186,7 +189,8 @@ def read_manifest(root: Path, manifest: str) -> pd.DataFrame:
     default = [_marked(_first_folder(path), label) for path, label in zip(paths, table["label"], strict=True)]
     table["source"] = _one_class_each(table["source"].where(table["source"] != "", default), table["label"])
     table = table.drop_duplicates("path").sort_values("path", ignore_index=True)
-    _expect_both_classes(table, str(file), "Add rows of that class to the file.")
+    if not one_class:
+        _expect_both_classes(table, str(file), "Add rows of that class to the file.")
     return table
 
 
