@@ -38,7 +38,7 @@ from deepfake.analysis.shortcuts import Shortcut, metadata_shortcuts, spectrum_s
 from deepfake.analysis.spectra import gray, power_spectrum, radial_profile
 from deepfake.config import EvaluateConfig, SyntheticConfig
 from deepfake.console import log, logging_to_terminal, progress, terminal
-from deepfake.data.catalog import read_catalogue, refuse_two_labels, safe_csv, write_catalogue
+from deepfake.data.catalog import parents, read_catalogue, refuse_two_labels, safe_csv, write_catalogue
 from deepfake.data.datamodule import normalise
 from deepfake.data.groups import near_to
 from deepfake.data.images import UnreadableImage, read_image
@@ -206,7 +206,8 @@ def _report(cfg: EvaluateConfig, folder: Path, images: Images, began: float) -> 
     there = (table["status"] == "ok").to_numpy()
     judged = table[there].reset_index(drop=True)
     facts = _facts(judged, detector.calibration, cfg.threshold)
-    by_source = _by_source(judged, facts["threshold"]["value"], cfg.pairs or {})
+    pairs = parents(images.table[there]) if cfg.pairs is None else cfg.pairs
+    by_source = _by_source(judged, facts["threshold"]["value"], pairs)
     beside = _baselines(cfg, folder, images, images.table[there], facts) if cfg.baselines else []
     not_judged = table.loc[~there, "status"].value_counts().to_dict()
     content = {

@@ -251,6 +251,17 @@ def test_images_of_one_class_are_judged_without_what_needs_two(
     assert half[known] == half["fp" if known == "fpr" else "tp"] / 3
 
 
+def test_a_parent_in_the_manifest_is_a_pair(run: Path, elsewhere: Path, tmp_path: Path) -> None:
+    rows = [f"{file.relative_to(elsewhere)},{file.parent.name[0]}" for file in sorted(elsewhere.rglob("?.png"))]
+    listed = tmp_path / "list.csv"
+    named = [f"{row},{'0-camera' if row[0] == '1' else ''}" for row in rows]
+    listed.write_text("path,label,parent\n" + "\n".join(named) + "\n")
+    given = [f"run={run}", f"data.root={elsewhere}", f"data.manifest={listed}", f"output={tmp_path / 'report'}"]
+    assert evaluate(*given, "baselines=false") == 0
+    found = table(tmp_path / "report" / "sources.csv")
+    assert found.loc[found["parent"] != "", ["source", "parent"]].to_numpy().tolist() == [["1-new", "0-camera"]]
+
+
 def test_folders_of_one_name_do_not_write_over_each_other(run: Path, elsewhere: Path, tmp_path: Path) -> None:
     for place in ("a", "b"):
         shutil.copytree(elsewhere, tmp_path / place / "faces")

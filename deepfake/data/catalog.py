@@ -22,7 +22,7 @@ from deepfake.errors import UserError
 from deepfake.files import write_bytes
 
 # Which file it is; what its content is; what was found in it.
-_FILE = {"path": "str", "label": "int64", "source": "str", "group": "str", "split": "str"}
+_FILE = {"path": "str", "label": "int64", "source": "str", "group": "str", "split": "str", "parent": "str"}
 _FACTS = {
     "phash": "str",
     "width": "int64",
@@ -55,7 +55,7 @@ def scan(
     """Decode every image once; a file that was seen before is not read again.
 
     Args:
-        table: columns path, label, source, group and split, as `find_images` returns.
+        table: columns path, label, source, group, split and parent, as `find_images` returns.
         root: what the paths are below.
         max_megapixels: larger images count as unreadable.
         cache: folder of `catalogue.sqlite`, which remembers files and contents; None reads everything.
@@ -334,6 +334,12 @@ def limit_images(table: pd.DataFrame, limit: int | None) -> pd.DataFrame:
     # The images of smallest rank share over all sources: each source keeps the same share of its own.
     keep = rank.sort_values(kind="stable").index[:limit]
     return table.loc[table.index.isin(keep)].reset_index(drop=True)
+
+
+def parents(table: pd.DataFrame) -> dict[str, str]:
+    """{fake source: the real source it was made from}, as far as the catalogue says so."""
+    named = table[table["parent"] != ""]
+    return dict(zip(named["source"], named["parent"], strict=True))
 
 
 def write_catalogue(table: pd.DataFrame, file: Path) -> None:

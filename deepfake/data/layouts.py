@@ -16,7 +16,7 @@ from deepfake.data.catalog import COLUMNS as CATALOGUE
 from deepfake.data.images import SUFFIXES
 from deepfake.errors import UserError
 
-COLUMNS = ["path", "label", "source", "group", "split"]
+COLUMNS = ["path", "label", "source", "group", "split", "parent"]
 
 # Folder names that say a class by themselves, in the data sets of the field; capitals, "-" and spaces do not matter.
 _REAL = """0 0_real real reals real_images real_faces training_real celeb_real youtube_real
@@ -90,7 +90,8 @@ def find_images(root: Path, one_class: bool = False) -> pd.DataFrame:
 
     Returns:
         `COLUMNS`, one row a file, sorted by path: path (below root, with /, see `neutral_path`), label (0 real,
-        1 generated), source (0-NAME or 1-NAME), group (""), split ("train", "val" or "test", "" if no folder says).
+        1 generated), source (0-NAME or 1-NAME), group (""), split ("train", "val" or "test", "" if no folder says),
+        parent ("").
 
     Raises:
         UserError: no such folder, no layout or more than one, a class without files, a folder that cannot be read, a
@@ -120,7 +121,7 @@ def find_images(root: Path, one_class: bool = False) -> pd.DataFrame:
     facts = {folder: _source_and_split(folder, roles[folder]) for folder in roles}
     for image in labelled:
         _expect_unicode(image.path)
-    rows = [(neutral_path(i.path), i.label, facts[i.folder][0], "", facts[i.folder][1]) for i in labelled]
+    rows = [(neutral_path(i.path), i.label, facts[i.folder][0], "", facts[i.folder][1], "") for i in labelled]
     table = pd.DataFrame(rows, columns=COLUMNS).sort_values("path", ignore_index=True)
     if not one_class:
         _expect_both_classes(
@@ -144,11 +145,13 @@ def read_manifest(root: Path, manifest: str, one_class: bool = False) -> pd.Data
 
     Returns:
         As `find_images`. A missing source is the first folder of the path, marked with the label, and so is a source
-        that both labels have; a missing group is "". Numbers come out as the text of the whole number they are.
+        that both labels have; a missing group is "". parent is the real source that a generated one was made from,
+        where the table names one. Numbers come out as the text of the whole number they are.
 
     Raises:
         UserError: the file or a column is missing, a label or split is none, a path is empty, leads out of root, or
-            has two labels or two splits, only some rows have a split, a class without rows.
+            has two labels or two splits, only some rows have a split, a class without rows, a parent that is no real
+            source or not the only one.
     """
     file = root / manifest
     kind = "Parquet" if file.suffix.lower() == ".parquet" else "CSV"
@@ -188,6 +191,7 @@ def read_manifest(root: Path, manifest: str, one_class: bool = False) -> pd.Data
         raise UserError(f"{file}: expected one split for {path!r}, found {parts}. Remove the wrong row.")
     default = [_marked(_first_folder(path), label) for path, label in zip(paths, table["label"], strict=True)]
     table["source"] = _one_class_each(table["source"].where(table["source"] != "", default), table["label"])
+    table["parent"] = _parents(table, file)
     table = table.drop_duplicates("path").sort_values("path", ignore_index=True)
     if not one_class:
         _expect_both_classes(table, str(file), "Add rows of that class to the file.")
@@ -441,7 +445,7 @@ def _readable(table: pd.DataFrame, file: Path) -> pd.DataFrame:
         log.warning("left out: %d files that %s calls unreadable, the first is %r", unreadable.sum(), file, first)
     if file.suffix.lower() == ".parquet":
         return table[~unreadable]
-    texts = {column: table[column].str.removeprefix("'") for column in ("path", "source", "group", "split")}
+    texts = {column: table[column].str.removeprefix("'") for column in ("path", "source", "group", "split", "parent")}
     return table.assign(**texts)[~unreadable]
 
 
@@ -496,6 +500,27 @@ def _one_class_each(source: pd.Series, label: pd.Series) -> pd.Series:
         marked = [_marked(name, of) for name, of in zip(source, label, strict=True)]
         source = source.where(~both, marked)
     return source
+
+
+def _parents(table: pd.DataFrame, file: Path) -> pd.Series:
+    """Each generated source's real one, under the name that this has in the table."""
+    named = table[table["parent"] != ""]
+    for row in named[named["label"] == 0].head(1).itertuples():
+        raise UserError(
+            f"{file}: expected a parent for generated images alone, found {row.parent!r} for {row.path!r}."
+        )
+    for source, parents in named.groupby("source")["parent"]:
+        if parents.nunique() > 1:
+            raise UserError(
+                f"{file}: expected one parent for the source {source!r}, found {', '.join(sorted(set(parents)))}."
+            )
+    reals = set(table.loc[table["label"] == 0, "source"])
+    names = {name: name if name in reals else _marked(name, 0) for name in set(named["parent"])}
+    for name in sorted(name for name, real in names.items() if real not in reals):
+        raise UserError(
+            f"{file}: expected real sources as parents ({', '.join(sorted(reals)) or 'none'}), found {name!r}."
+        )
+    return table["parent"].map({"": ""} | names)
 
 
 def _expect_unicode(path: str) -> None:

@@ -24,7 +24,8 @@ def catalogue(images: int = 120) -> pd.DataFrame:
             rows.append(
                 {
                     "path": f"{source}/{number:03}.png", "label": int(source[0]), "source": source, "group": "",
-                    "split": "", "sha256": sha256, "phash": sha256[:16], "width": size, "height": size, "mode": "RGB",
+                    "split": "", "parent": "", "sha256": sha256, "phash": sha256[:16], "width": size, "height": size,
+                    "mode": "RGB",
                     "format": "PNG", "bytes": int(size * size * random.uniform(1, 2)), "jpeg_quality": -1,
                     "jpeg_luma": -1.0, "status": "ok", "reason": "",
                 }

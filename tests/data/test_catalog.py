@@ -53,8 +53,8 @@ def root(tmp_path: Path) -> Path:
 def listing(root: Path) -> pd.DataFrame:
     """The files in folders named 0-NAME and 1-NAME, as a scan wants them."""
     paths = sorted(p.relative_to(root).as_posix() for p in root.glob("[01]-*/*") if not p.is_dir())
-    rows = [(path, int(path[0]), path.split("/")[0], "", "train") for path in paths]
-    return pd.DataFrame(rows, columns=COLUMNS[:5])
+    rows = [(path, int(path[0]), path.split("/")[0], "", "train", "") for path in paths]
+    return pd.DataFrame(rows, columns=COLUMNS[:6])
 
 
 # --------------------------------------------------------------------------------------------------------- scan
@@ -64,7 +64,7 @@ def test_scan_says_what_each_file_holds_in_the_order_given(faces: Path) -> None:
     table = listing(faces).sample(frac=1, random_state=0)
     found = scan(table, faces)
     assert list(found.columns) == COLUMNS
-    pd.testing.assert_frame_equal(found[COLUMNS[:5]], table)
+    pd.testing.assert_frame_equal(found[COLUMNS[:6]], table)
     assert found["sha256"].tolist() == [
         hashlib.sha256((faces / path).read_bytes()).hexdigest() for path in table["path"]
     ]

@@ -12,7 +12,7 @@ import pytest
 
 from deepfake.console import log
 from deepfake.data.catalog import COLUMNS as CATALOGUE
-from deepfake.data.catalog import write_catalogue
+from deepfake.data.catalog import parents, write_catalogue
 from deepfake.data.images import SUFFIXES
 from deepfake.data.layouts import CLASSES, COLUMNS, LAYOUTS, SPLITS, find_images, neutral_path, read_manifest
 from deepfake.errors import UserError
@@ -523,7 +523,15 @@ def test_a_manifest_with_two_columns_is_enough(manifest) -> None:
         "source": ["0-a", "0-a", "1-b"],
         "group": ["", "", ""],
         "split": ["", "", ""],
+        "parent": ["", "", ""],
     }
+
+
+def test_a_generated_source_may_name_the_real_one_it_was_made_from(manifest) -> None:
+    table = manifest("path,label,source,parent\na.png,0,cam,\nb.png,1,swap,cam\nc.png,1,swap,\nd.png,1,new,\n")
+    assert parents(table) == {"swap": "cam"}
+    both = manifest("path,label,source,parent\na.png,0,dfdc,\nb.png,1,dfdc,dfdc\n")
+    assert parents(both) == {"1-dfdc": "0-dfdc"}, "sources that are marked by their class"
 
 
 def test_a_source_says_its_class_and_is_not_the_file(manifest) -> None:
@@ -617,6 +625,15 @@ def test_a_missing_manifest_is_named(root: Path, name: str, kind: str) -> None:
             "expected a split in every row or in none, found 2 of 3 without, the first for 'b'.",
         ),
         ("path,label,split\na,0,train\na,0,test\nb,1,test\n", "expected one split for 'a', found test and train."),
+        (
+            "path,label,parent\na.png,0,x\nb.png,1,\n",
+            "expected a parent for generated images alone, found 'x' for 'a.png'",
+        ),
+        ("path,label,parent\n0-a/a.png,0,\n1-b/b.png,1,0-c\n", "expected real sources as parents (0-a), found '0-c'"),
+        (
+            "path,label,parent\n0-a/a.png,0,\n0-c/a.png,0,\n1-b/b.png,1,0-a\n1-b/c.png,1,0-c\n",
+            "expected one parent for the source '1-b', found 0-a, 0-c",
+        ),
     ],
 )
 def test_a_wrong_manifest_is_answered(root: Path, manifest, text: str | bytes, message: str) -> None:
