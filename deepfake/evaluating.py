@@ -547,7 +547,20 @@ def _source_table(by_source: pd.DataFrame, caption: str) -> Table:
         figures = [_figure(row[m], (row[f"{m}_low"], row[f"{m}_high"])) for m in ("auroc", "ap", "fnr", "fpr")]
         # Names of sources come from folders: a plain string would be read as markup.
         table.add_row(Text(str(row["source"])), Text(against), f"{row['images']:,}", *figures)
+    told = sources.summary(by_source)
+    table.add_section()
+    mean = [
+        Text("") if name is None else _figure(told[name]) for name in ("auroc_mean", None, "fnr_mean", "fpr_mean")
+    ]
+    table.add_row("mean of the sources", "all of the other", "", *mean)
+    worst = (("auroc", "min"), None, ("fnr", "max"), ("fpr", "max"))
+    table.add_row("worst", "", "", *(Text("") if each is None else _worst(told, *each) for each in worst))
     return table
+
+
+def _worst(told: Mapping[str, Any], measure: str, which: str) -> Text:
+    source = told[f"{measure}_{which}_source"]
+    return _figure(told[f"{measure}_{which}"]) + Text(f" {source}" if source else "")
 
 
 def _baseline_table(beside: Sequence[Mapping[str, Any]], caption: str) -> Table:

@@ -20,11 +20,11 @@ from rich.text import Text
 from deepfake import runs
 from deepfake.config import GeneraliseConfig, TrainConfig
 from deepfake.console import log, logging_to_terminal, say_error, terminal
-from deepfake.data.catalog import safe_csv
+from deepfake.data.catalog import parents, safe_csv
 from deepfake.dataset import catalogue
 from deepfake.errors import UserError
 from deepfake.evaluating import _plain
-from deepfake.evaluation.generators import ALL, ALONE, WITHOUT, Fold, generators_table, matrix, summary
+from deepfake.evaluation.generators import ALL, ALONE, WITHOUT, WORST, Fold, generators_table, matrix, summary
 from deepfake.files import write_json, write_text
 from deepfake.reporting.evaluation_figures import matrix_figure
 from deepfake.reporting.figures import save
@@ -37,7 +37,7 @@ def generalise(cfg: GeneraliseConfig) -> int:
     """See `deepfake.generalise.run`."""
     began = time.monotonic()
     with logging_to_terminal():
-        generators = _generators(cfg)
+        generators, cfg.pairs = _sources(cfg)
         output = _output(cfg)
         runs.expect_writable(output)
     planned = _planned(cfg, generators)
@@ -73,11 +73,11 @@ def generalise(cfg: GeneraliseConfig) -> int:
     return FAILED if failed else 0
 
 
-def _generators(cfg: GeneraliseConfig) -> list[str]:
-    """The fake sources.
+def _sources(cfg: GeneraliseConfig) -> tuple[list[str], dict[str, str]]:
+    """The fake sources, and each one's real source as `pairs` or else the manifest says.
 
     Raises:
-        UserError: there are fewer than two, or `pairs` names a source that is not there.
+        UserError: there are fewer than two, or `pairs` names a source that is not there, or not in the test part.
     """
     table = catalogue(cfg.data, cfg.trainer.progress).table
     table = table[table["status"] != "unreadable"]
@@ -87,13 +87,23 @@ def _generators(cfg: GeneraliseConfig) -> list[str]:
             f"data: expected at least two fake sources, one to leave out and one to train on, found {len(fakes)}: "
             f"{', '.join(fakes)}. Give each generator a folder of its own."
         )
-    for fake, real in (cfg.pairs or {}).items():
-        for kind, name, known in (("fake", fake, fakes), ("real", real, reals)):
+    # Every training tests what the one on all generators tests, and whole generators that are held out besides.
+    tested = table[table["split"] == "test"]
+    if cfg.pairs is None:
+        known = parents(table).items()
+        return fakes, {fake: real for fake, real in known if {fake, real} <= set(tested["source"])}
+    for fake, real in cfg.pairs.items():
+        for label, kind, name, known in ((1, "fake", fake, fakes), (0, "real", real, reals)):
+            refused = f"pairs={cfg.pairs} is refused: expected {kind} sources"
             if name not in known:
+                raise UserError(f"{refused} out of {', '.join(known)}, found {name}.")
+            there = sorted(set(tested.loc[tested["label"] == label, "source"]))
+            if name not in there:
                 raise UserError(
-                    f"pairs={cfg.pairs} is refused: expected {kind} sources out of {', '.join(known)}, found {name}."
+                    f"{refused} with images in the test part ({', '.join(there) or 'none'}), found {name}, whose "
+                    f"images are all in others. Leave the pair out, or give {name} more images or a split with some."
                 )
-    return fakes
+    return fakes, cfg.pairs
 
 
 def _planned(cfg: GeneraliseConfig, generators: Sequence[str]) -> list[tuple[str, str, list[str]]]:
@@ -142,7 +152,7 @@ def _report(cfg: GeneraliseConfig, output: Path, folds: Sequence[Fold], report: 
         table = generators_table(folds, cfg.pairs)
     except ValueError as error:
         raise UserError(f"{output}: {error}. Train again with force=true.") from error
-    found, means = matrix(table), summary(table)
+    found, means = matrix(table), summary(table, folds)
     fewest, most = table["images"].min(), table["images"].max()
     of = f"{fewest:,} to {most:,} images a generator, {table['reals'].max():,} real test images, the same for all"
     content = {
@@ -160,22 +170,40 @@ def _report(cfg: GeneraliseConfig, output: Path, folds: Sequence[Fold], report: 
         write_json(output / "summary.json", _plain(content))
     except OSError as error:
         raise runs.unwritable(output, error.strerror) from error
-    _print(table, of)
+    at = "P(fake) > .5" if cfg.threshold == "half" else f"{cfg.threshold} of each training's validation"
+    _print(
+        table, f"{of}; threshold: {at}; majority: accuracy of always naming the larger class; [ ]: 95 %, over images"
+    )
     for protocol, entry in means.items():
-        gap = "" if entry["gap_mean"] is None else f" (gap to in distribution {entry['gap_mean']:+.3f})"
-        log.info(
-            "%s: AUROC on unseen generators %.3f on average%s; lowest %.3f on %s, trained on %s", protocol,
-            entry["auroc_mean"], gap, entry["auroc_min"], entry["auroc_min_tested"], entry["auroc_min_trained_on"],
-        )  # fmt: skip
+        log.info("%s: %s", protocol, told(entry))
     log.info("%s", output)
 
 
-def _print(table: pd.DataFrame, of: str) -> None:
+def told(entry: Mapping[str, Any]) -> str:
+    """In one sentence, what a protocol found of generators that its trainings had not seen (`summary`)."""
+    gap = entry["auroc_gap_mean"]
+    lost = "" if gap is None else f" (gap to in distribution {gap:+.3f}{_interval(entry, 'auroc_gap_mean', '+.3f')})"
+    return (
+        f"AUROC on unseen generators {entry['auroc_mean']:.3f}{_interval(entry, 'auroc_mean')} on average{lost}; "
+        f"lowest {entry['auroc_min']:.3f} on {entry['auroc_min_tested']}, trained on "
+        f"{entry['auroc_min_trained_on']}; [ ]: 95 %, over images, not over generators or seeds"
+    )
+
+
+def _interval(row: Mapping[Any, Any], name: str, digits: str = ".3f") -> str:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return "" if pd.isna(low) else f" [{low:{digits}}, {high:{digits}}]"
+
+
+def _print(table: pd.DataFrame, caption: str) -> None:
     """Seen sources of one fold alone are left to the file: what is asked is what was never seen."""
-    shown = Table(title=Text("Generators"), title_justify="left", box=box.SIMPLE_HEAD, caption=Text(of))
+    shown = Table(
+        title=Text("Generators"), title_justify="left", box=box.SIMPLE_HEAD, caption=Text(caption),
+        caption_justify="left", padding=0,
+    )  # fmt: skip
     for name in ("trained on", "tested on"):
         shown.add_column(name)
-    for name in ("images", "AUROC", "95 %", "AP", "acc .5", "acc val", "FNR", "FPR", "gap"):
+    for name in ("images\nfake", "majority\nthreshold", "AUROC", "AP", "acc .5", "acc val", "FNR", "FPR", "gap"):
         shown.add_column(name, justify="right")
     for row in table.to_dict("records"):
         if row["seen"] and row["protocol"] != ALL:
@@ -188,11 +216,11 @@ def _tested(row: Mapping[Any, Any]) -> str:
     return str(row["tested"]) if pd.isna(row["parent"]) else f"{row['tested']} against {row['parent']}"
 
 
-def _cells(row: Mapping[Any, Any]) -> list[str]:
-    return [
-        f"{row['images']:,} / {row['reals']:,}",
-        f"{row['auroc']:.3f}",
-        f"{row['auroc_low']:.3f} to {row['auroc_high']:.3f}",
-        *(f"{row[name]:.3f}" for name in ("ap", "accuracy_half", "accuracy_threshold", "fnr", "fpr")),
-        "" if pd.isna(row["gap"]) else f"{row['gap']:+.3f}",
-    ]
+def _cells(row: Mapping[Any, Any]) -> list[Text]:
+    cells = [f"{row['images']:,} / {row['reals']:,}\n{row['prevalence']:.1%}"]
+    cells += [f"{row['majority']:.3f}\n{row['threshold']:.3f}"]
+    for name in WORST:
+        short = _interval(row, name).replace("0.", ".")  # so that two lines are enough
+        cells.append("-" if pd.isna(row[name]) else f"{row[name]:.3f}\n{short.strip()}")
+    cells.append("" if pd.isna(row["auroc_gap"]) else f"{row['auroc_gap']:+.3f}")
+    return [Text(cell) for cell in cells]  # a plain string would be read as markup

@@ -84,7 +84,7 @@ def judge_perturbed(cfg: RobustnessConfig) -> int:
 def _output(cfg: RobustnessConfig, folder: Path, images: Images) -> Path:
     if cfg.output is not None:
         return Path(cfg.output).expanduser()
-    parts = ["robustness", *([] if images.own else [images.of]), *([] if cfg.tta == "none" else [cfg.tta])]
+    parts = ["robustness", *([] if images.own else [images.key]), *([] if cfg.tta == "none" else [cfg.tta])]
     return folder / "-".join(parts)
 
 
@@ -200,7 +200,9 @@ def _report(
         log.warning("no image can be judged after %s: left out of the table", ", ".join(lost))
     told = {(each.kind, each.strength): found for each, found in p.items() if each.name not in lost}
     before = clean["probability"].to_numpy()
-    table = robustness_table(labels, before, told, threshold)
+    margins: dict[tuple[str, float] | None, NDArray] = {None: clean["margin"].to_numpy()}
+    margins |= {(each.kind, each.strength): found["margin"].to_numpy() for each, found in answers.items()}
+    table = robustness_table(labels, before, told, threshold, margins=margins)
     return {
         "threshold": {
             "name": cfg.threshold,
@@ -229,7 +231,7 @@ def _write(output: Path, report: Mapping[str, Any], of: str) -> None:
             save(robustness_figure(table, f"Robustness, {of}: {caption}"), output / "robustness.png")
     except OSError as error:
         raise runs.unwritable(output, error.strerror, "output") from error
-    _print(table, report["summary"], caption, of)
+    _print(table, report["summary"], f"{caption}; [ ]: 95 % intervals over the images", of)
     log.info("%s", recompression_told(report["recompression"]))
     log.info("%s", output)
 
@@ -237,45 +239,59 @@ def _write(output: Path, report: Mapping[str, Any], of: str) -> None:
 def recompression_told(found: Mapping[str, Any]) -> str:
     """In one sentence, what recompressing one class alone did (`one_sided_flips`)."""
     shares = ", ".join(
-        f"{found[name]['share']:.1%} of {found[name]['images']:,} ({name})"
+        f"{found[name]['share']:.1%}{_interval(found[name], 'share', '.1%')} of {found[name]['images']:,} ({name})"
         for name in ("fakes only", "reals only", "both")
         if found[name]["images"]
     )
-    points = f"{100 * found['difference']:.1f} points between one side and both"
-    verdict = f"more than {100 * BIASED:.0f}: the answers depend on which class was compressed, a bias"
-    return f"{found['perturbation']} flips {shares}; {points}, {verdict if found['biased'] else 'no sign of bias'}"
+    flips = f"{found['perturbation']} flips {shares}"
+    if np.isnan(found["difference"]):
+        return f"{flips}; with images of one class alone, nothing is told of bias"
+    low, difference, high = (100 * found[name] for name in ("difference_low", "difference", "difference_high"))
+    points, limit = f"{difference:.1f} points [{low:.1f}, {high:.1f}] between one side and both", 100 * BIASED
+    verdict = "no sign of bias"
+    if found["biased"]:
+        verdict = f"more than {limit:.0f}: the answers depend on which class was compressed, a bias"
+    if not found["certain"]:
+        why = f"the interval includes {limit:.0f}" if high >= limit else "too few images"
+        verdict += f", but not certain: {why}"
+    return f"{flips}; {points}, {verdict}"
+
+
+def _interval(row: Mapping[Any, Any], name: str, digits: str) -> str:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return "" if np.isnan(low) else f" [{low:{digits}}, {high:{digits}}]"
+
+
+def _figure(row: Mapping[Any, Any], name: str, digits: str) -> Text:
+    """The figure and, on a line of its own without leading zeros, its interval; a dash where it is undefined."""
+    if np.isnan(row[name]):
+        return Text("\N{EN DASH}")
+    interval = _interval(row, name, digits).replace("0.", ".").strip()
+    return Text(f"{row[name]:{digits}}\n{interval}")
 
 
 def _print(table: pd.DataFrame, means: Mapping[str, Any], caption: str, of: str) -> None:
     shown = Table(
         title=Text(f"Robustness, {of}"), title_justify="left", box=box.SIMPLE_HEAD, caption=Text(caption),
-        caption_justify="left",
+        caption_justify="left", padding=0,
     )  # fmt: skip
     shown.add_column("perturbation")
-    for name in ("images", "AUROC", "95 %", "change", "accuracy", "change", "TPR", "change", "FPR", "change"):
+    for name in ("images", "AUROC", "change", "accuracy", "change", "TPR", "change", "FPR", "change"):
         shown.add_column(name, justify="right")
+    names = ("auroc", "accuracy", "tpr", "fpr")
     for row in table.to_dict("records"):
         clean = row["kind"] == "clean"
-        rates = [
-            cell
-            for name in ("accuracy", "tpr", "fpr")
-            for cell in (f"{row[name]:.3f}", "" if clean else f"{row[f'{name}_change']:+.3f}")
-        ]
-        shown.add_row(
-            "clean" if clean else Perturbation(row["kind"], row["strength"]).name,
-            f"{row['images']:,}",
-            f"{row['auroc']:.3f}",
-            f"{row['auroc_low']:.3f} to {row['auroc_high']:.3f}",
-            "" if clean else f"{row['auroc_change']:+.3f}",
-            *rates,
-            end_section=clean,
-        )
+        cells: list[Text | str] = []
+        for name in names:
+            cells += [_figure(row, name, ".3f"), "" if clean else _figure(row, f"{name}_change", "+.3f")]
+        called = "clean" if clean else Perturbation(row["kind"], row["strength"]).name
+        shown.add_row(called, f"{row['images']:,}", *cells, end_section=clean)
     if means["perturbations"]:
         mean, change = means["mean"], means["mean_change"]
-        cells = [f"{mean['auroc']:.3f}", "", f"{change['auroc']:+.3f}"]
-        cells += [
-            cell for name in ("accuracy", "tpr", "fpr") for cell in (f"{mean[name]:.3f}", f"{change[name]:+.3f}")
-        ]
         shown.add_section()
-        shown.add_row(f"mean of {means['perturbations']}", "", *cells)
+        shown.add_row(
+            f"mean of {means['perturbations']}",
+            "",
+            *(cell for name in names for cell in (f"{mean[name]:.3f}", f"{change[name]:+.3f}")),
+        )
     terminal().print(shown)

@@ -87,7 +87,7 @@ def test_figures_are_of_the_runs_own_predictions(output: Path) -> None:
     table = pd.read_csv(report(output) / "generators.csv")
     rows = table[(table["trained_on"] == "all but 1-gan") & (table["tested"] == "1-gan")]
     whole, pair = rows[rows["parent"].isna()].iloc[0], rows[rows["parent"] == "0-phone"].iloc[0]
-    assert whole["auroc"] == pytest.approx(roc_auc_score(judged["label"], judged["probability"]))
+    assert whole["auroc"] == pytest.approx(roc_auc_score(judged["label"], judged["margin"]))
     stored = json.loads((run / runs.SUMMARY).read_text())["calibration"]["thresholds"]["balanced_accuracy"]["value"]
     assert whole["threshold"] == stored
     assert whole["fnr"] == pytest.approx((judged.query("label == 1")["probability"] <= stored).mean())
@@ -178,3 +178,49 @@ def test_one_generator_alone_is_refused(faces: Path, tmp_path: Path, capfd: pyte
 def test_a_pair_that_is_not_there_is_refused(faces: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert generalise(f"data.root={faces}", f"output_dir={tmp_path}", "pairs={1-gan: 0-none}") == 2
     assert "expected real sources out of 0-camera, 0-phone, found 0-none" in capfd.readouterr().err
+
+
+def test_a_pair_without_test_images_is_refused_before_the_first_training(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # A given split whose test part has neither 1-gan nor 0-phone; held out, 1-gan would be tested all the same.
+    parts = {"00": "train", "01": "train", "02": "val", "03": "val", "04": "test", "05": "test"}
+    for file in sorted(faces.glob("*/*")):
+        part = parts.get(file.stem, "train")
+        if file.parent.name in ("0-phone", "1-gan") and part == "test":
+            part = "train"
+        copy = tmp_path / "data" / part / file.parent.name / file.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.symlink_to(file)
+    monkeypatch.setattr(generalising, "train", lambda _: pytest.fail("a training has started"))
+    given = (f"data.root={tmp_path}/data", f"output_dir={tmp_path}/out", f"data.cache.dir={tmp_path}/cache")
+    for pair, message in (
+        ("{1-gan: 0-camera}", "fake sources with images in the test part (1-diffusion), found 1-gan, whose images"),
+        (
+            "{1-diffusion: 0-phone}",
+            "real sources with images in the test part (0-camera), found 0-phone, whose images",
+        ),
+    ):
+        assert generalise(*given, f"pairs={pair}") == 2
+        assert message in capfd.readouterr().err
+    assert not list((tmp_path / "out").glob("generalise-*/*"))
+
+
+def test_the_terminal_tells_prevalence_majority_threshold_and_intervals(
+    output: Path, faces: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert generalise(f"data.root={faces}", f"output_dir={output}", "pairs={1-gan: 0-phone}") == 0
+    shown = capfd.readouterr()
+    folder = report_of_both(output)
+    row = pd.read_csv(folder / "generators.csv").query("trained_on == 'all but 1-gan' and tested == '1-gan'").iloc[0]
+    lines = shown.out.splitlines()
+    at = next(number for number, line in enumerate(lines) if "all but 1-gan" in line)
+    assert f"{row['majority']:.3f}" in lines[at]
+    assert f"{row['prevalence']:.1%}" in lines[at + 1]
+    assert f"{row['threshold']:.3f}" in lines[at + 1]
+    assert f"[{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]".replace("0.", ".") in lines[at + 1]
+    told = json.loads((folder / "summary.json").read_text())["summary"]["leave_one_out"]
+    assert told["auroc_mean_low"] <= told["auroc_mean"] <= told["auroc_mean_high"]
+    said = " ".join(shown.err.split())
+    assert f"{told['auroc_mean']:.3f} [{told['auroc_mean_low']:.3f}, {told['auroc_mean_high']:.3f}]" in said
+    assert f"[{told['auroc_gap_mean_low']:+.3f}, {told['auroc_gap_mean_high']:+.3f}]" in said

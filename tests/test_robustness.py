@@ -17,6 +17,7 @@ from deepfake import config, perturbing, runs
 from deepfake.config import conf_dir, parse_robustness, parse_train
 from deepfake.data.perturbations import Perturbation, grid, perturb
 from deepfake.errors import UserError
+from deepfake.evaluation.robustness import one_sided_flips
 from deepfake.judging import Detector
 from deepfake.robustness import main
 from deepfake.train import run as train
@@ -91,7 +92,9 @@ def test_every_perturbation_of_the_grid_has_its_row(run: Path, report: Path) -> 
     noisy = part(report, "noise_0.1")
     row = table[(table["kind"] == "noise") & (table["strength"] == 0.1)].iloc[0]
     stored = json.loads((run / runs.SUMMARY).read_text())["calibration"]["thresholds"]["balanced_accuracy"]["value"]
-    assert row["auroc"] == pytest.approx(roc_auc_score(noisy["label"], noisy["probability"]))
+    assert row["auroc"] == pytest.approx(roc_auc_score(noisy["label"], noisy["margin"]))
+    for name in ("auroc", "accuracy", "tpr", "fpr"):
+        assert row[f"{name}_change_low"] <= row[f"{name}_change"] <= row[f"{name}_change_high"]
     assert row["threshold"] == stored
     assert row["tpr"] == pytest.approx((noisy.loc[noisy["label"] == 1, "probability"] > stored).mean())
 
@@ -103,9 +106,27 @@ def test_the_report_holds_means_and_one_sided_recompression(report: Path) -> Non
     clean, again = part(report, "clean")["probability"], part(report, "jpeg_95")["probability"]
     at = told["threshold"]["value"]
     assert told["recompression"]["both"]["flips"] == int(((clean > at) != (again > at)).sum())
+    assert told["recompression"]["both"]["share_low"] <= told["recompression"]["both"]["share"]
+    assert not told["recompression"]["certain"]  # of a handful of images
     assert not (table["strength"] == 95).any()  # it is no part of the grid
     with Image.open(report / "robustness.png") as picture:
         assert picture.width > 800
+
+
+def test_margins_order_images_whose_probabilities_are_all_one(run: Path) -> None:
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        cfg = parse_robustness(compose("robustness", overrides=[f"run={run}"]))
+    random = np.random.default_rng(2)
+    labels = np.repeat([0, 1], 20)
+
+    def certain() -> pd.DataFrame:
+        return pd.DataFrame({"label": labels, "margin": random.normal(60 + labels), "probability": 1.0})
+
+    clean, answers = certain(), {each: certain() for each in (Perturbation("flip", 1), perturbing.RECOMPRESSION)}
+    before, after = perturbing._report(cfg, Detector.load(run, "eager"), clean, answers)["rows"]
+    assert before["auroc"] == pytest.approx(roc_auc_score(labels, clean["margin"]))
+    assert after["auroc"] == pytest.approx(roc_auc_score(labels, answers[Perturbation("flip", 1)]["margin"]))
+    assert after["auroc_change_low"] < after["auroc_change_high"]
 
 
 @pytest.mark.parametrize("identity", [("blur", 0), ("noise", 0), ("resize", 1), ("rotation", 0), ("crop", 1)])
@@ -116,6 +137,21 @@ def test_a_perturbation_that_changes_nothing_changes_no_answer(
     assert robustness(f"run={run}", f"output={tmp_path}") == 0
     same = part(tmp_path, f"{identity[0]}_{identity[1]}")
     assert same["margin"].tolist() == part(tmp_path, "clean")["margin"].tolist()
+
+
+def test_the_printed_table_shows_the_intervals_of_every_figure_and_change(
+    run: Path, report: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert robustness(f"run={run}", "threshold=balanced_accuracy") == 0
+    shown = capfd.readouterr().out.splitlines()
+    row = pd.read_csv(report / "robustness.csv").set_index("kind").loc["flip"]
+    at = next(number for number, line in enumerate(shown) if line.strip().startswith("flip"))
+    for name in ("auroc", "accuracy", "tpr", "fpr"):
+        assert f"{row[name]:.3f}" in shown[at]
+        assert f"{row[f'{name}_change']:+.3f}" in shown[at]
+        for figure, sign in ((name, ""), (f"{name}_change", "+")):
+            low, high = (f"{row[f'{figure}_{end}']:{sign}.3f}".replace("0.", ".") for end in ("low", "high"))
+            assert f"[{low}, {high}]" in shown[at + 1]
 
 
 def test_parts_that_are_there_are_not_judged_again(run: Path, report: Path, asked: list[int]) -> None:
@@ -162,13 +198,35 @@ def test_other_data_is_judged_without_what_the_run_was_trained_on(run: Path, fac
     assert sorted(part(tmp_path / "report", "flip_1")["path"]) == ["0-camera/a.png", "1-new/a.png", "1-new/b.png"]
 
 
-def test_bias_is_told_in_one_sentence() -> None:
+@pytest.mark.parametrize(
+    ("interval", "difference", "biased", "certain", "ends"),
+    [
+        ((0.07, 0.13), 0.1, True, True, "more than 5: the answers depend on which class was compressed, a bias"),
+        ((0.04, 0.13), 0.1, True, False, "a bias, but not certain: the interval includes 5"),
+        ((0.01, 0.06), 0.03, False, False, "no sign of bias, but not certain: the interval includes 5"),
+        ((0.0, 0.02), 0.01, False, True, "no sign of bias"),
+        ((0.0, 0.0), 0.0, False, False, "no sign of bias, but not certain: too few images"),
+    ],
+)
+def test_bias_is_told_in_one_sentence(
+    interval: tuple[float, float], difference: float, biased: bool, certain: bool, ends: str
+) -> None:
     sides = {"fakes only": 0.3, "reals only": 0.1, "both": 0.2}
-    found = {name: {"images": 10, "share": share} for name, share in sides.items()}
-    told = perturbing.recompression_told({**found, "perturbation": "jpeg 95", "difference": 0.1, "biased": True})
-    assert "jpeg 95 flips 30.0% of 10 (fakes only), 10.0% of 10 (reals only), 20.0% of 10 (both)" in told
-    assert "10.0 points" in told
-    assert told.endswith("a bias")
+    found: dict[str, Any] = {
+        name: {"images": 10, "share": share, "share_low": share - 0.05, "share_high": share + 0.05}
+        for name, share in sides.items()
+    }
+    found |= {"perturbation": "jpeg 95", "difference": difference, "biased": biased, "certain": certain}
+    told = perturbing.recompression_told({**found, "difference_low": interval[0], "difference_high": interval[1]})
+    assert "jpeg 95 flips 30.0% [25.0%, 35.0%] of 10 (fakes only), 10.0% [5.0%, 15.0%] of 10 (reals only)" in told
+    assert f"{100 * difference:.1f} points [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" in told
+    assert told.endswith(ends)
+
+
+def test_one_class_alone_tells_nothing_of_bias() -> None:
+    found = one_sided_flips(np.ones(2), np.full(2, 0.2), np.full(2, 0.9), 0.5)
+    told = perturbing.recompression_told({**found, "perturbation": "jpeg 95"})
+    assert told.endswith("of 2 (both); with images of one class alone, nothing is told of bias")
 
 
 def test_the_kinds_in_the_settings_are_those_of_the_grid() -> None:

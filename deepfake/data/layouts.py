@@ -510,7 +510,7 @@ def _parents(table: pd.DataFrame, file: Path) -> pd.Series:
             f"{file}: expected a parent for generated images alone, found {row.parent!r} for {row.path!r}."
         )
     for source, parents in named.groupby("source")["parent"]:
-        if parents.nunique() > 1:
+        if len(set(parents)) > 1:
             raise UserError(
                 f"{file}: expected one parent for the source {source!r}, found {', '.join(sorted(set(parents)))}."
             )

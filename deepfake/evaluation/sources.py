@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from deepfake.evaluation.metrics import bootstrap_intervals, scores
+from deepfake.evaluation.metrics import MEASURES, bootstrap_intervals, scores
 
+FIRST = ("auroc", "ap", "fnr", "fpr")  # what is asked of a source first; the other measures follow
 COLUMNS = (
     *("source", "label", "parent", "images", "reals"),
-    *("auroc", "auroc_low", "auroc_high", "ap", "ap_low", "ap_high"),
-    *("fnr", "fnr_low", "fnr_high", "fpr", "fpr_low", "fpr_high"),
+    *(
+        f"{name}{end}"
+        for name in (*FIRST, *(measure for measure in MEASURES if measure not in FIRST))
+        for end in ("", "_low", "_high")
+    ),
 )
+
+# What one class alone allows, besides the shares that the threshold decides. Precision and F1 there tell the class.
+_OF_ONE_CLASS = ("nll", "brier", "ece", "adaptive_ece")
 
 
 def by_source(
@@ -27,8 +35,9 @@ def by_source(
     """How well each source is told from the other class, one row a source; rows of a parent come last.
 
     Args:
-        table: one row an image, columns source (text), label (0 real, 1 fake) and probability (P(fake) in [0, 1]).
-            A source may have images of both classes, it is then two sources.
+        table: one row an image, columns source (text), label (0 real, 1 fake) and probability (P(fake) in [0, 1]);
+            if there, margin, which orders images of equal probability. A source may have images of both classes, it
+            is then two sources.
         threshold: an image is called fake when its probability is strictly greater.
         parents: {fake source: the real source it was made from}. Gives such a fake source a second row, against its
             parent alone: without it, a network that only tells the parent from other cameras would look good.
@@ -36,14 +45,14 @@ def by_source(
 
     Returns:
         columns source, label, parent (missing: against all real images), images (of the source), reals (real images
-        it was held against, 0 for a real source), and in [0, 1]
+        it was held against, 0 for a real source), and, as in `metrics.scores`,
 
-        - for a fake source auroc, ap and fnr, the share called real;
-        - for a real source fpr, the share called fake;
+        - for a fake source fnr, the share called real, and every measure of it and those reals together; where there
+          are none, what is defined of the fakes alone: recall and accuracy (1 - fnr), nll, brier, ece, adaptive_ece;
+        - for a real source fpr, the share called fake, accuracy (1 - fpr), nll, brier, ece, adaptive_ece;
 
-        with 95 % intervals NAME_low and NAME_high: of auroc and ap by the stratified bootstrap, of the shares
-        Wilson's (1927), which keeps its width where no image is wrong. NaN where a figure has no meaning, and for
-        auroc and ap where there is no real image.
+        with 95 % intervals NAME_low and NAME_high: of fnr, fpr and what is 1 minus them Wilson's (1927), which keeps
+        its width where no image is wrong, of all else by the stratified bootstrap. NaN where a figure is undefined.
 
     Raises:
         ValueError: a column is missing or no row is there, a source has no name, labels, probabilities or threshold
@@ -54,10 +63,11 @@ def by_source(
             raise ValueError(f"table: expected a column {column}, found {', '.join(map(str, table.columns))}")
     if table["source"].isna().any():
         raise ValueError(f"source: expected a name for each image, found {int(table['source'].isna().sum())} without")
-    scores(table["label"].to_numpy(), table["probability"].to_numpy(), threshold)  # refuses what is wrong, at once
+    labels, p, margins = _told(table)
+    scores(labels, p, threshold, margins)  # refuses what is wrong, at once
     real, fake = table[table["label"] == 0], table[table["label"] == 1]
 
-    rows = [_of_real(str(source), images, threshold) for source, images in real.groupby("source")]
+    rows = [_of_real(str(source), images, threshold, resamples, seed) for source, images in real.groupby("source")]
     for source, images in fake.groupby("source"):
         rows.append(_of_fake(str(source), images, None, real, threshold, resamples, seed))
     for source, parent in sorted((parents or {}).items()):
@@ -67,29 +77,42 @@ def by_source(
 
 
 def summary(frame: pd.DataFrame) -> dict[str, Any]:
-    """Over the fake sources of `by_source`, each against all real images: fake_sources (how many), auroc_mean,
-    auroc_min and auroc_min_source, the one that is caught worst (of equals the first by name).
+    """Mean and worst over the sources of `by_source`.
 
-    Every source counts the same, however many images it has. Where no AUROC is defined, the figures are NaN and the
+    Over fake sources, each against all real images: fake_sources (how many), auroc_mean, auroc_min, fnr_mean, fnr_min
+    and fnr_max. Over real sources: real_sources, fpr_mean and fpr_max. Besides the worst auroc_min, fnr_max and
+    fpr_max stands whose it is, as auroc_min_source (of equals the first by name).
+
+    Every source counts the same, however many images it has. Where a figure is defined nowhere, it is NaN and the
     source is None.
     """
-    fakes = frame[(frame["label"] == 1) & frame["parent"].isna()]
-    defined = fakes.dropna(subset="auroc")
-    lowest = float(defined["auroc"].min())
-    worst = sorted(defined.loc[defined["auroc"] == lowest, "source"])
+    fakes, reals = frame[(frame["label"] == 1) & frame["parent"].isna()], frame[frame["label"] == 0]
     return {
         "fake_sources": len(fakes),
-        "auroc_mean": float(defined["auroc"].mean()),
-        "auroc_min": lowest,
-        "auroc_min_source": worst[0] if worst else None,
+        "auroc_mean": float(fakes["auroc"].mean()),
+        **_extreme(fakes, "auroc", "min"),
+        "fnr_mean": float(fakes["fnr"].mean()),
+        "fnr_min": float(fakes["fnr"].min()),
+        **_extreme(fakes, "fnr", "max"),
+        "real_sources": len(reals),
+        "fpr_mean": float(reals["fpr"].mean()),
+        **_extreme(reals, "fpr", "max"),
     }
 
 
-def _of_real(source: str, images: pd.DataFrame, threshold: float) -> dict[str, Any]:
+def _extreme(rows: pd.DataFrame, name: str, which: str) -> dict[str, Any]:
+    value = float(rows[name].agg(which))
+    sources = sorted(rows.loc[rows[name] == value, "source"])
+    return {f"{name}_{which}": value, f"{name}_{which}_source": sources[0] if sources else None}
+
+
+def _of_real(source: str, images: pd.DataFrame, threshold: float, resamples: int, seed: int) -> dict[str, Any]:
     false_alarms = int((images["probability"] > threshold).sum())
     return {
         **{"source": source, "label": 0, "parent": None, "images": len(images), "reals": 0},
         **_rate("fpr", false_alarms, len(images)),
+        **_rate("accuracy", len(images) - false_alarms, len(images)),
+        **_figures(images, threshold, _OF_ONE_CLASS, resamples, seed),
     }
 
 
@@ -102,19 +125,38 @@ def _of_fake(
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    together = pd.concat([real, images])
-    labels, p = together["label"].to_numpy(), together["probability"].to_numpy()
-    found = scores(labels, p, threshold)
-    intervals = bootstrap_intervals(labels, p, threshold, ("auroc", "ap"), resamples, seed)
+    caught = int((images["probability"] > threshold).sum())
     row = {"source": source, "label": 1, "parent": parent, "images": len(images), "reals": len(real)}
+    if real.empty:
+        row |= _figures(images, threshold, _OF_ONE_CLASS, resamples, seed)
+        row |= _rate("accuracy", caught, len(images))
+    else:
+        row |= _figures(pd.concat([real, images]), threshold, MEASURES, resamples, seed)
+    return row | _rate("fnr", len(images) - caught, len(images)) | _rate("recall", caught, len(images))
+
+
+def _figures(
+    images: pd.DataFrame, threshold: float, measures: Sequence[str], resamples: int, seed: int
+) -> dict[str, float]:
+    """Each of `measures` with its bootstrap interval."""
+    labels, p, margins = _told(images)
+    found = scores(labels, p, threshold, margins)
+    intervals = bootstrap_intervals(labels, p, threshold, measures, resamples, seed, margins=margins)
+    row: dict[str, float] = {}
     for name, (low, high) in intervals.items():
         row |= {name: found[name], f"{name}_low": low, f"{name}_high": high}
-    return row | _rate("fnr", int(found["fn"]), len(images))
+    return row
 
 
-def _rate(name: str, wrong: int, images: int) -> dict[str, float]:
-    interval = binomtest(wrong, images).proportion_ci(method="wilson")
-    return {name: wrong / images, f"{name}_low": float(interval.low), f"{name}_high": float(interval.high)}
+def _told(images: pd.DataFrame) -> tuple[NDArray, NDArray, NDArray | None]:
+    """Labels, P(fake) and, where there are any, the margins that order images of equal probability."""
+    margins = images["margin"].to_numpy() if "margin" in images else None
+    return images["label"].to_numpy(), images["probability"].to_numpy(), margins
+
+
+def _rate(name: str, part: int, images: int) -> dict[str, float]:
+    interval = binomtest(part, images).proportion_ci(method="wilson")
+    return {name: part / images, f"{name}_low": float(interval.low), f"{name}_high": float(interval.high)}
 
 
 def _named(images: pd.DataFrame, source: str, kind: str) -> pd.DataFrame:

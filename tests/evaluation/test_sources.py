@@ -4,10 +4,21 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import norm
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    brier_score_loss,
+    f1_score,
+    log_loss,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+    roc_curve,
+)
 
-from deepfake.evaluation.metrics import bootstrap_intervals
-from deepfake.evaluation.sources import by_source, summary
+from deepfake.evaluation.metrics import MEASURES, bootstrap_intervals
+from deepfake.evaluation.sources import COLUMNS, by_source, summary
 
 SIZES = {("ffhq", 0): 40, ("celeba", 0): 25, ("stylegan", 1): 30, ("sdxl", 1): 20, ("adm", 1): 12}
 
@@ -53,6 +64,7 @@ def test_every_source_has_one_row() -> None:
     assert frame["parent"].isna().all()
     assert {(s, y): n for s, y, n in frame[["source", "label", "images"]].itertuples(index=False)} == SIZES
     assert frame["reals"].tolist() == [0, 0, 65, 65, 65]
+    assert tuple(frame.columns) == COLUMNS
 
 
 @pytest.mark.parametrize("source", ["stylegan", "sdxl", "adm"])
@@ -75,6 +87,63 @@ def test_a_fake_source_against_all_real_images(source: str) -> None:
         assert found[f"{name}_low"] < found[name] < found[f"{name}_high"]
 
 
+@pytest.mark.parametrize(("source", "parent"), [("sdxl", None), ("sdxl", "celeba")])
+def test_every_measure_equals_scikit_learns(source: str, parent: str | None) -> None:
+    table = predictions()
+    table["probability"] = table["probability"].clip(0.01, 0.99)
+    found = row(by_source(table, 0.45, {"sdxl": "celeba"}, resamples=100), source, parent)
+    real = table["label"] == 0 if parent is None else table["source"] == parent
+    chosen = table[real | (table["source"] == source)]
+    labels, p = chosen["label"], chosen["probability"]
+    said = p > 0.45
+    fpr, tpr, _ = roc_curve(labels, p, drop_intermediate=False)
+    expected = {
+        "accuracy": accuracy_score(labels, said),
+        "balanced_accuracy": balanced_accuracy_score(labels, said),
+        "precision": precision_score(labels, said),
+        "recall": recall_score(labels, said),
+        "f1": f1_score(labels, said),
+        "auroc": roc_auc_score(labels, p),
+        "ap": average_precision_score(labels, p),
+        "tpr_at_fpr1": tpr[fpr <= 0.01].max(),
+        "tpr_at_fpr5": tpr[fpr <= 0.05].max(),
+        "nll": log_loss(labels, p),
+        "brier": brier_score_loss(labels, p),
+        "ece": binned_error(labels.to_numpy(), p.to_numpy()),
+    }
+    assert found[list(expected)].to_dict() == pytest.approx(expected)
+    crossing = np.linspace(0, 1, 100_001)
+    assert found["eer"] == pytest.approx(
+        crossing[np.argmin(np.abs(np.interp(crossing, fpr, 1 - tpr) - crossing))], abs=1e-4
+    )
+    for name in MEASURES:
+        assert found[f"{name}_low"] <= found[name] <= found[f"{name}_high"] or "ece" in name, name
+        assert np.isfinite(found[[f"{name}_low", f"{name}_high"]].astype(float)).all(), name
+    assert found["recall"] == pytest.approx(1 - found["fnr"])
+    assert (found["recall_low"], found["recall_high"]) == pytest.approx((1 - found["fnr_high"], 1 - found["fnr_low"]))
+
+
+def binned_error(labels: np.ndarray, p: np.ndarray) -> float:
+    """The expected calibration error over 15 bins of equal width, bin by bin."""
+    bins = np.minimum((p * 15).astype(int), 14)
+    gaps = [abs(p[bins == b].mean() - labels[bins == b].mean()) * (bins == b).mean() for b in set(bins)]
+    return float(sum(gaps))
+
+
+def test_margins_order_what_probabilities_no_longer_tell_apart() -> None:
+    table = predictions()
+    margin = 100 * (norm.ppf(table["probability"].clip(0.01, 0.99)) + 4)  # P(fake) is 1 of every image
+    table = table.assign(margin=margin, probability=1.0)
+    whole = row(by_source(table, 0.5, {"adm": "ffhq"}, resamples=50), "adm", "ffhq")
+    chosen = table[table["source"].isin(["adm", "ffhq"])]
+    assert whole["auroc"] == pytest.approx(roc_auc_score(chosen["label"], chosen["margin"]), abs=1e-9)
+    assert whole["ap"] == pytest.approx(average_precision_score(chosen["label"], chosen["margin"]), abs=1e-9)
+    assert 0.5 < whole["auroc_low"] < whole["auroc"]
+    assert whole["tpr_at_fpr5"] > 0
+    without = row(by_source(table.drop(columns="margin"), 0.5, resamples=50), "adm")
+    assert (without["auroc"], without["auroc_low"], without["auroc_high"]) == (0.5, 0.5, 0.5)
+
+
 @pytest.mark.parametrize("source", ["ffhq", "celeba"])
 def test_a_real_source_has_its_false_alarms_alone(source: str) -> None:
     table = predictions()
@@ -82,7 +151,16 @@ def test_a_real_source_has_its_false_alarms_alone(source: str) -> None:
     accused = table.loc[table["source"] == source, "probability"] > 0.4
     assert found["fpr"] == pytest.approx(accused.mean())
     assert (found["fpr_low"], found["fpr_high"]) == pytest.approx(wilson(accused.sum(), len(accused)))
-    assert np.isnan(found[["auroc", "auroc_low", "ap", "fnr", "fnr_high"]].astype(float)).all()
+    assert found["accuracy"] == pytest.approx(1 - accused.mean())
+    assert (found["accuracy_low"], found["accuracy_high"]) == pytest.approx(
+        (1 - found["fpr_high"], 1 - found["fpr_low"])
+    )
+    p = table.loc[table["source"] == source, "probability"]
+    assert found["brier"] == pytest.approx((p**2).mean())
+    assert found["nll"] == pytest.approx(-np.log1p(-p).mean())
+    assert found["ece"] == pytest.approx(p.mean())
+    undefined = {"fnr", *MEASURES} - {"accuracy", "nll", "brier", "ece", "adaptive_ece"}
+    assert found[[f"{name}{end}" for name in undefined for end in ("", "_low", "_high")]].isna().all()
 
 
 def test_against_its_own_parent_alone() -> None:
@@ -121,26 +199,39 @@ def test_one_name_in_both_classes_is_two_sources() -> None:
 def test_without_real_images_the_areas_are_undefined() -> None:
     table = predictions()
     frame = by_source(table[table["label"] == 1], 0.5, resamples=20)
-    assert frame[["auroc", "auroc_low", "ap"]].isna().all(axis=None)
+    for name in ("auroc", "ap", "eer", "balanced_accuracy", "precision", "f1", "tpr_at_fpr5", "fpr"):
+        assert frame[[name, f"{name}_low", f"{name}_high"]].isna().all(axis=None), name
     assert frame["fnr"].notna().all()
+    assert (frame["accuracy"] == frame["recall"]).all()
+    assert frame["brier"].notna().all()
     found = summary(frame)
     assert found["fake_sources"] == 3
     assert np.isnan([found["auroc_mean"], found["auroc_min"]]).all()
     assert found["auroc_min_source"] is None
 
 
-def test_summary_counts_every_fake_source_once() -> None:
+def test_summary_counts_every_source_once() -> None:
     table = predictions()
     frame = by_source(table, 0.5, {"sdxl": "celeba", "adm": "ffhq"}, resamples=20)
     areas = []
     for source in ("adm", "sdxl", "stylegan"):
         chosen = table[(table["label"] == 0) | (table["source"] == source)]
         areas.append(roc_auc_score(chosen["label"], chosen["probability"]))
+    called_fake = (table["probability"] > 0.5).groupby(table["source"]).mean()
+    missed, accused = 1 - called_fake[["adm", "sdxl", "stylegan"]], called_fake[["celeba", "ffhq"]]
     assert summary(frame) == {
         "fake_sources": 3,
         "auroc_mean": pytest.approx(np.mean(areas), abs=1e-9),
         "auroc_min": pytest.approx(min(areas), abs=1e-9),
         "auroc_min_source": "sdxl",
+        "fnr_mean": pytest.approx(missed.mean()),
+        "fnr_min": pytest.approx(missed.min()),
+        "fnr_max": pytest.approx(missed.max()),
+        "fnr_max_source": missed.idxmax(),
+        "real_sources": 2,
+        "fpr_mean": pytest.approx(accused.mean()),
+        "fpr_max": pytest.approx(accused.max()),
+        "fpr_max_source": accused.idxmax(),
     }
 
 
@@ -156,6 +247,7 @@ def test_of_equally_bad_sources_the_first_by_name() -> None:
         (lambda t: t.assign(source=None), "source: expected a name for each image, found 127 without"),
         (lambda t: t.assign(label=2), "labels: expected 0"),
         (lambda t: t.assign(probability=np.nan), "probabilities: .*found nan"),
+        (lambda t: t.assign(margin=np.nan), "margins: expected numbers, found 127 NaN"),
         (lambda t: t.iloc[:0], "at least one image"),
     ],
 )
