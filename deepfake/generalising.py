@@ -90,8 +90,8 @@ def _sources(cfg: GeneraliseConfig) -> tuple[list[str], dict[str, str]]:
     # Every training tests what the one on all generators tests, and whole generators that are held out besides.
     tested = table[table["split"] == "test"]
     if cfg.pairs is None:
-        known = parents(table).items()
-        return fakes, {fake: real for fake, real in known if {fake, real} <= set(tested["source"])}
+        named = parents(table).items()
+        return fakes, {fake: real for fake, real in named if {fake, real} <= set(tested["source"])}
     for fake, real in cfg.pairs.items():
         for label, kind, name, known in ((1, "fake", fake, fakes), (0, "real", real, reals)):
             refused = f"pairs={cfg.pairs} is refused: expected {kind} sources"

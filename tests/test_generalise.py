@@ -1,6 +1,7 @@
 """Many trainings, one matrix: the same real test images everywhere, complete ones skipped, failed ones told."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,21 @@ def test_a_pair_without_test_images_is_refused_before_the_first_training(
         assert generalise(*given, f"pairs={pair}") == 2
         assert message in capfd.readouterr().err
     assert not list((tmp_path / "out").glob("generalise-*/*"))
+
+
+def test_pairs_are_as_the_manifest_says_where_none_are_given(faces: Path, tmp_path: Path) -> None:
+    paths = sorted(file.relative_to(faces).as_posix() for file in faces.glob("*/*"))
+    rows = [f"{path},{path[0]},{'0-phone' if path.startswith('1-gan') else ''}" for path in paths]
+    (tmp_path / "list.csv").write_text("path,label,parent\n" + "\n".join(rows) + "\n")
+    for source in faces.iterdir():
+        shutil.copytree(source, tmp_path / source.name)
+    given = [*SMALL, f"data.root={tmp_path}", "data.manifest=list.csv", f"data.cache.dir={tmp_path}/cache"]
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        cfg, none = (
+            parse_generalise(compose("generalise", overrides=[*given, *more])) for more in ([], ["pairs={}"])
+        )
+    assert generalising._sources(cfg) == (["1-diffusion", "1-gan"], {"1-gan": "0-phone"})
+    assert generalising._sources(none)[1] == {}
 
 
 def test_the_terminal_tells_prevalence_majority_threshold_and_intervals(
