@@ -176,6 +176,7 @@ class PredictConfig:
     threshold: str = "half"  # half | eer | balanced_accuracy | fpr_1 | fpr_5
     tta: str = "none"  # none | flip | crops
     sheet: int = 6  # images in the picture; 0 = no picture
+    explain: bool = False  # a heat map for each image
     engine: str = "auto"  # auto | eager | compile | onnxruntime | openvino
     device: str = "auto"  # auto | cpu | cuda
     batch_size: int = 32

@@ -2,28 +2,33 @@
 
 Rows go to OUTPUT.partial as they come, a line of JSON each, below a first line that says what they are answers to.
 The same command goes on from there; only at the end OUTPUT is made of it. Nothing is held in memory that grows with
-the files, but the names in one folder and, where folders say labels, eight bytes or so an image for the scores.
+the files, but the names in one folder and, where folders say labels, some thirty bytes an image for the scores; and
+the hashes of the images that the run knows already.
 """
 
 import csv
 import fcntl
 import hashlib
+import io
 import itertools
 import json
 import math
 import os
+import re
 import tempfile
 import threading
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import cv2
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from PIL import Image
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -38,24 +43,28 @@ from rich.text import Text
 
 from deepfake.config import PredictConfig
 from deepfake.console import log, logging_to_terminal, terminal
-from deepfake.data.catalog import safe_csv
-from deepfake.data.images import SUFFIXES, UnreadableImage
+from deepfake.data.catalog import read_catalogue, safe_csv
+from deepfake.data.images import SUFFIXES, UnreadableImage, read_image
 from deepfake.data.layouts import find_images, neutral_path
 from deepfake.errors import UserError
 from deepfake.evaluation.metrics import bootstrap_intervals, scores
 from deepfake.evaluation.sources import by_source, summary
-from deepfake.files import write_json
-from deepfake.judging import Detector, Judged, pixels_of
+from deepfake.explaining import Explainer, expect_explainable, shrunk
+from deepfake.files import write_bytes, write_json
+from deepfake.judging import Detector, Judged
 from deepfake.reporting.evaluation_figures import mistakes_sheet
 from deepfake.reporting.figures import save
 from deepfake.runs import BEST, ENSEMBLE
 
 UNJUDGED = 3  # exit status: done, with files that could not be judged
-_FORMAT = 1  # raise when what a line of the unfinished file holds changes
+_FORMAT = 2  # raise when what a line of the unfinished file holds changes
+_DECISIVE = ("threshold", "tta", "engine", "device", "max_megapixels", "explain")  # for a row or its picture
 _COLUMNS = ("path", "status", "reason", "probability", "verdict", "uncertain")
 _CHUNK = 4096  # rows that become CSV at once
-_SHOWN = 512  # pixels of the longer side of a picture in the sheet
+_PICTURE = re.compile(r"\.?(\d{6,})\.png(\..+\.tmp)?")  # of a row, by its number from 1; also one left half done
+_INDEX = "index.csv"
 _MEASURED = ("accuracy", "balanced_accuracy", "precision", "recall", "f1", "auroc", "ap", "eer")
+_OF_ONE_CLASS = {0.0: ("accuracy",), 1.0: ("accuracy", "recall")}  # what has a meaning without fakes, without reals
 _DRAWS = 20_000_000  # images drawn by the bootstrap in all: a thousand resamples of 20,000 images
 
 
@@ -63,17 +72,23 @@ def predict(cfg: PredictConfig) -> int:
     """See `deepfake.predict.run`."""
     with logging_to_terminal():
         expect_images(cfg.input)
+        if cfg.explain:
+            expect_explainable()
         detector = Detector.load(cfg.run, cfg.engine, cfg.tta, cfg.device)
-        return judge_files(detector, cfg, _weights(Path(cfg.run).expanduser()))
+        run = Path(cfg.run).expanduser()
+        return judge_files(detector, cfg, _weights(run), _known(run))
 
 
-def judge_files(detector: Detector, cfg: PredictConfig, weights: Sequence[str]) -> int:
-    """Judge every file of the input and write the table, the sheet and, where folders say labels, the scores.
+def judge_files(
+    detector: Detector, cfg: PredictConfig, weights: Sequence[str], known: Collection[str] = frozenset()
+) -> int:
+    """Judge every file of the input and write the table, the pictures and, where folders say labels, the scores.
 
     Args:
         detector: as loaded by these settings.
         cfg: what is to be judged and where the answers go.
         weights: what tells these weights from any others, such as hashes of their files.
+        known: sha256 of the files that the detector was trained or calibrated on.
 
     Returns:
         See `deepfake.predict.run`.
@@ -83,10 +98,17 @@ def judge_files(detector: Detector, cfg: PredictConfig, weights: Sequence[str]) 
     """
     output = Path(cfg.output).expanduser()
     threshold = detector.calibration.thresholds[cfg.threshold]
-    sheet, scored = (output.with_name(f"{output.stem}_{name}") for name in ("sheet.png", "scores.json"))
+    explainer = Explainer(detector.members) if cfg.explain else None
+    sheet, scored, explained = (
+        output.with_name(f"{output.stem}_{name}") for name in ("sheet.png", "scores.json", "explained")
+    )
 
     def files() -> Iterator[Path]:
-        return (file for file in input_files(cfg.input) if file.name != sheet.name or not _same(file, sheet))
+        """Of the input, without what a prediction itself leaves."""
+        ours = {sheet.name: sheet, explained.name: explained}
+        for file in input_files(cfg.input):
+            if not any(place.name in ours and _same(place, ours[place.name]) for place in (file, file.parent)):
+                yield file
 
     partial = output.with_name(f"{output.name}.partial")
     try:
@@ -95,17 +117,28 @@ def judge_files(detector: Detector, cfg: PredictConfig, weights: Sequence[str]) 
             if threshold.warning:
                 log.warning("threshold=%s: %s", cfg.threshold, threshold.warning)
             done = _resume(stream, partial, _began_by(cfg, weights), files())
+            _remove_pictures(explained, after=done if explainer else 0)
             coming = itertools.islice(files(), done, None)
             with _progress(files, done, cfg.progress) as advance:
-                for rows in _judged(detector, coming, cfg):
+                for rows in _judged(detector, coming, cfg, known):
+                    if explainer:  # before the rows are written: a row that is there has its picture
+                        _explain(explainer, rows, done, explained, cfg.max_megapixels)
                     stream.write(b"".join(_line(row) for row in rows))
                     stream.flush()
+                    done += len(rows)
                     advance(len(rows))
-            counts = _finish(stream, output)
+            counts, memorised = _finish(stream, output)
             for earlier in (sheet, scored):
                 earlier.unlink(missing_ok=True)
             if cfg.sheet:
-                save(_sheet(_rows(stream), files(), cfg), sheet)
+                save(_sheet(_rows(stream), cfg), sheet)
+            if explainer:
+                _write_index(_rows(stream), explained)
+            if memorised:
+                log.warning(
+                    "the run was trained or calibrated on %d of these %d files: its verdicts on them are no test of "
+                    "it, and no score counts them", memorised, counts.total(),
+                )  # fmt: skip
             if root := _root(cfg.input):
                 _score(_rows(stream), root, scored, cfg, threshold.value)
             partial.unlink()
@@ -121,26 +154,61 @@ def judge_files(detector: Detector, cfg: PredictConfig, weights: Sequence[str]) 
     return UNJUDGED if failed else 0
 
 
-def _judged(detector: Detector, files: Iterator[Path], cfg: PredictConfig) -> Iterator[list[dict[str, Any]]]:
+@dataclass
+class _Asked:
+    """A file that is to be judged."""
+
+    file: Path
+    known: bool = False  # to the run, from its training or validation part; said when the file is read
+
+
+def _judged(
+    detector: Detector, files: Iterator[Path], cfg: PredictConfig, known: Collection[str]
+) -> Iterator[list[dict[str, Any]]]:
     """Rows of the files, some at a time."""
-    asked, answered = itertools.tee(files)  # apart by what is read ahead, no more
-    answers = detector.judge(asked, lambda file: pixels_of(file, cfg.max_megapixels), cfg.batch_size)
+
+    def read(asked: _Asked) -> NDArray[np.uint8]:
+        pixels, file = read_image(asked.file, cfg.max_megapixels)
+        asked.known = file.sha256 in known
+        return pixels
+
+    asked, answered = itertools.tee(map(_Asked, files))  # apart by what is read ahead, no more
+    answers = detector.judge(asked, read, cfg.batch_size)
     while chunk := list(itertools.islice(answers, cfg.batch_size)):
-        yield _as_rows(detector, chunk, itertools.islice(answered, len(chunk)), cfg.threshold)
+        yield _as_rows(detector, chunk, list(itertools.islice(answered, len(chunk))), cfg.threshold)
 
 
 def _as_rows(
-    detector: Detector, judged: Sequence[Judged], files: Iterable[Path], threshold: str
+    detector: Detector, judged: Sequence[Judged], asked: Sequence[_Asked], threshold: str
 ) -> list[dict[str, Any]]:
+    """What is kept of each file until the end: `_COLUMNS`, with its path as it is, margin and known."""
     table = detector.table(judged, threshold)
-    table.insert(0, "path", [_shown_path(file) for file in files])
-    columns = [table[name].tolist() for name in _COLUMNS]
-    return [_finite(dict(zip(_COLUMNS, values, strict=True))) for values in zip(*columns, strict=True)]
+    columns = {
+        "path": [str(each.file) for each in asked],  # pandas takes no path with bytes that are no UTF-8
+        **{name: table[name].tolist() for name in _COLUMNS[1:]},
+        "margin": [each.margin for each in judged],
+        "known": [each.known for each in asked],
+    }
+    return [_finite(dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
+
+
+def _known(folder: Path) -> frozenset[str]:
+    """sha256 of the images that a run was trained, or its thresholds were chosen, on."""
+    file = folder / "manifest.parquet"
+    if not file.exists():
+        log.warning("%s: found no such file: whether the run was trained on an image is not known", file)
+        return frozenset()
+    table = read_catalogue(file)
+    return frozenset(table.loc[table["split"].isin(("train", "val")), "sha256"])
 
 
 def _told_threshold(name: str, value: float) -> str:
     chosen = "a fixed one" if name == "half" else "chosen on the run's validation images"
     return f'"fake" is said above P(fake) = {value:.4g}: threshold={name}, {chosen}; probabilities calibrated there'
+
+
+def _origin(threshold: str) -> str:
+    return "fixed" if threshold == "half" else "validation of the run"
 
 
 # ----------------------------------------------------------------------------------------------------- what is judged
@@ -226,7 +294,7 @@ def _root(given: str | Sequence[str]) -> Path | None:
     return place.parent if place.suffix.lower() == ".csv" else None
 
 
-def _shown_path(file: Path) -> str:
+def _shown_path(file: str) -> str:
     """As a table can hold it: bytes that are no UTF-8 as \\xNN."""
     return neutral_path(os.fsencode(file).decode("utf-8", "backslashreplace"))
 
@@ -259,13 +327,13 @@ def _unfinished(file: Path) -> Iterator[BinaryIO]:
 
 
 def _began_by(cfg: PredictConfig, weights: Sequence[str]) -> dict[str, Any]:
-    """All that decides an answer, but the files' contents."""
+    """All that decides a row and its picture, but the files' contents."""
     given = [cfg.input] if isinstance(cfg.input, str) else cfg.input
     return {
         "format": _FORMAT,
         "weights": list(weights),
         "input": [os.path.abspath(Path(path).expanduser()) for path in given],
-        **{name: getattr(cfg, name) for name in ("threshold", "tta", "engine", "device", "max_megapixels")},
+        **{name: getattr(cfg, name) for name in _DECISIVE},
     }
 
 
@@ -298,7 +366,7 @@ def _resume(stream: BinaryIO, partial: Path, began_by: dict[str, Any], files: It
         return 0
     done, end = 0, stream.tell()
     for line, file in zip(stream, files, strict=False):
-        if not line.endswith(b"\n") or _path_in(line) != _shown_path(file):
+        if not line.endswith(b"\n") or _path_in(line) != str(file):
             break
         done, end = done + 1, end + len(line)
     stream.seek(end)
@@ -318,7 +386,8 @@ def _path_in(line: bytes) -> str | None:
 
 
 def _line(row: dict[str, Any]) -> bytes:
-    return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    # A path may hold bytes that are no UTF-8, which Python has as surrogates; json.loads takes them back.
+    return json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogatepass") + b"\n"
 
 
 def _rows(stream: BinaryIO) -> Iterator[dict[str, Any]]:
@@ -328,25 +397,34 @@ def _rows(stream: BinaryIO) -> Iterator[dict[str, Any]]:
     return map(json.loads, stream)
 
 
-def _finish(stream: BinaryIO, output: Path) -> Counter[tuple[str, str]]:
-    """Make the output of the rows, as its suffix says; returns how many have each status and verdict."""
+def _finish(stream: BinaryIO, output: Path) -> tuple[Counter[tuple[str, str]], int]:
+    """Make the output of the rows, as its suffix says.
+
+    Returns:
+        How many have each status and verdict, and how many are of images that the run knows.
+    """
     counts: Counter[tuple[str, str]] = Counter()
+    memorised = 0
     temporary = output.with_name(f"{output.name}.tmp")
     rows = _rows(stream)
     with temporary.open("wb") as target:
         first = True
         while chunk := list(itertools.islice(rows, _CHUNK)):
             counts.update((row["status"], row["verdict"]) for row in chunk)
-            target.write(b"".join(map(_line, chunk)) if output.suffix == ".jsonl" else _csv(chunk, header=first))
+            memorised += sum(row["known"] for row in chunk)
+            shown = [{name: row[name] for name in _COLUMNS} | {"path": _shown_path(row["path"])} for row in chunk]
+            target.write(b"".join(map(_line, shown)) if output.suffix == ".jsonl" else _csv(shown, header=first))
             first = False
         target.flush()
         os.fsync(target.fileno())
     os.replace(temporary, output)
-    return counts
+    return counts, memorised
 
 
 def _csv(rows: Sequence[dict[str, Any]], header: bool) -> bytes:
-    table = pd.DataFrame(rows, columns=list(_COLUMNS)).astype({"probability": float})
+    table = pd.DataFrame(rows)
+    if "probability" in table:
+        table = table.astype({"probability": float})
     text = safe_csv(table)
     return (text if header else text.partition("\n")[2]).encode()
 
@@ -378,34 +456,76 @@ def _progress(files: Callable[[], Iterator[Path]], done: int, show: bool) -> Ite
         yield lambda rows: bar.advance(task, rows)
 
 
-# --------------------------------------------------------------------------------------------------- sheet and scores
+# ----------------------------------------------------------------------------------------------------------- pictures
 
 
-def _sheet(rows: Iterator[dict[str, Any]], files: Iterator[Path], cfg: PredictConfig) -> Any:
+def _sheet(rows: Iterator[dict[str, Any]], cfg: PredictConfig) -> Any:
     """The first images that were judged, with what was said of them."""
     images: list[NDArray[np.uint8]] = []
     captions = []
-    for row, file in zip(rows, files, strict=False):  # files may have come meanwhile
+    for row in rows:
         if len(images) == cfg.sheet:
             break
         if row["status"] != "ok":
             continue
+        file = Path(row["path"])
         try:
-            images.append(_small(pixels_of(file, cfg.max_megapixels)))
+            images.append(shrunk(read_image(file, cfg.max_megapixels)[0]))
         except UnreadableImage:  # gone meanwhile
             continue
-        doubt = ", uncertain" if row["uncertain"] else ""
-        captions.append([f"{row['verdict']}{doubt}", f"P(fake) {row['probability']:.3f}", file.name])
+        captions.append([_told_verdict(row), f"P(fake) {row['probability']:.3f}", file.name])
     title = f"The first {len(images)} images judged by {Path(cfg.run).expanduser().name}, threshold={cfg.threshold}"
     return mistakes_sheet(images, captions, title, columns=3)
 
 
-def _small(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    factor = _SHOWN / max(pixels.shape[:2])
-    if factor >= 1:
-        return pixels
-    height, width = (max(1, round(factor * side)) for side in pixels.shape[:2])
-    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8)
+def _told_verdict(row: dict[str, Any]) -> str:
+    return f"{row['verdict']}, uncertain" if row["uncertain"] else row["verdict"]
+
+
+def _explain(explainer: Explainer, rows: Sequence[dict[str, Any]], done: int, folder: Path, limit: float) -> None:
+    """A picture for each row that has a verdict, by its number; `done` rows were before these."""
+    for number, row in enumerate(rows, done + 1):
+        if row["status"] != "ok":
+            continue
+        try:
+            pixels = read_image(Path(row["path"]), limit)[0]
+            picture = explainer.picture(pixels, f"{_told_verdict(row)}, P(fake) {row['probability']:.3f}")
+        except UnreadableImage:  # gone meanwhile
+            continue
+        content = io.BytesIO()
+        Image.fromarray(picture).save(content, "PNG", compress_level=1)  # a quarter of the time, a tenth more bytes
+        write_bytes(folder / f"{number:06}.png", content.getvalue(), durable=False)
+
+
+def _remove_pictures(folder: Path, after: int) -> None:
+    """What an earlier prediction left there of rows beyond these."""
+    if not folder.is_dir():
+        return
+    for file in folder.iterdir():
+        picture = _PICTURE.fullmatch(file.name)
+        if file.name == _INDEX or (picture and int(picture[1]) > after):
+            file.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _write_index(rows: Iterator[dict[str, Any]], folder: Path) -> None:
+    """Which picture is of which file."""
+    folder.mkdir(exist_ok=True)
+    numbered = (
+        {"row": number, "path": _shown_path(row["path"]), "picture": f"{number:06}.png"}
+        for number, row in enumerate(rows, 1)
+    )
+    with (folder / _INDEX).open("wb") as target:
+        first = True
+        while chunk := list(itertools.islice(numbered, _CHUNK)):
+            pictured = [line for line in chunk if (folder / str(line["picture"])).exists()]
+            if pictured:
+                target.write(_csv(pictured, header=first))
+                first = False
+
+
+# ------------------------------------------------------------------------------------------------------------- scores
 
 
 def _score(rows: Iterator[dict[str, Any]], root: Path, file: Path, cfg: PredictConfig, threshold: float) -> None:
@@ -413,17 +533,21 @@ def _score(rows: Iterator[dict[str, Any]], root: Path, file: Path, cfg: PredictC
     table = _labelled(rows, root)
     if table.empty:
         return
-    labels, p = table["label"].to_numpy(), table["probability"].to_numpy()
+    labels, p, margins = (table[name].to_numpy() for name in ("label", "probability", "margin"))
     resamples = max(100, min(1000, _DRAWS // len(table)))
-    found = scores(labels, p, threshold)
-    intervals = bootstrap_intervals(labels, p, threshold, _MEASURED, resamples)
+    found = scores(labels, p, threshold, margins)
+    defined = _OF_ONE_CLASS.get(found["prevalence"], _MEASURED)
+    found |= dict.fromkeys(set(_MEASURED) - set(defined), math.nan)
+    intervals = dict.fromkeys(_MEASURED, (math.nan, math.nan)) | bootstrap_intervals(
+        labels, p, threshold, defined, resamples, margins=margins
+    )
     sources = by_source(table, threshold, resamples=resamples)
     write_json(
         file,
         _finite(
             {
                 "run": str(Path(cfg.run).expanduser()),
-                "threshold": {"name": cfg.threshold, "value": threshold},
+                "threshold": {"name": cfg.threshold, "value": threshold, "origin": _origin(cfg.threshold)},
                 "resamples": resamples,
                 "scores": found,
                 "intervals": {name: list(ends) for name, ends in intervals.items()},
@@ -432,32 +556,37 @@ def _score(rows: Iterator[dict[str, Any]], root: Path, file: Path, cfg: PredictC
             }
         ),
     )
+    title = (
+        f"{len(table):,} labelled images, {found['prevalence']:.1%} fake, majority-class baseline "
+        f"{found['majority']:.3f}, threshold {threshold:.4g} ({cfg.threshold}: {_origin(cfg.threshold)})"
+    )
     console = terminal()
-    console.print(f"{len(table):,} labelled images, {found['prevalence']:.1%} fake, threshold={cfg.threshold}:")
-    console.print(_score_table(found, intervals))
-    console.print(_source_table(sources))
+    console.print(_score_table(found, intervals, title))
+    console.print(_source_table(sources, title))
     console.print(f"  {file}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _labelled(rows: Iterator[dict[str, Any]], root: Path) -> pd.DataFrame:
-    """source, label and probability of what was judged below labelled folders; empty where there are none."""
+    """source, label, probability and margin of what was judged below labelled folders and is new to the run."""
     numbers: dict[str, int] = {}  # of folders below root
-    folders, probabilities = [], []
+    folders, figures = array("q"), array("d")
     for row in rows:
-        folder, _ = os.path.split(os.path.relpath(row["path"], root))
+        folder, _ = os.path.split(os.path.relpath(_shown_path(row["path"]), root))
         if folder and not folder.startswith(".."):
             number = numbers.setdefault(folder, len(numbers))
-            if row["status"] == "ok":
+            if row["status"] == "ok" and not row["known"]:
                 folders.append(number)
-                probabilities.append(row["probability"])
+                figures.extend((row["probability"], row["margin"]))
     known = _labels(numbers)
     of_folder = [known.get(folder, (-1, "")) for folder in numbers]
-    place = np.array(folders, dtype=np.intp)
+    place = np.asarray(folders)
+    probabilities, margins = np.asarray(figures).reshape(-1, 2).T
     table = pd.DataFrame(
         {
             "source": np.array([source for _, source in of_folder], dtype=object)[place],
             "label": np.array([label for label, _ in of_folder], dtype=np.int8)[place],
-            "probability": np.array(probabilities, dtype=np.float64),
+            "probability": probabilities,
+            "margin": margins,
         }
     )
     return table[table["label"] >= 0]
@@ -469,40 +598,49 @@ def _labels(folders: Iterable[str]) -> dict[str, tuple[int, str]]:
     Those rules read a tree of files. This one has the same folders and one file in each, so that it stays small
     however many images there are.
     """
+    told = list(folders)
     with tempfile.TemporaryDirectory() as place:
-        for folder in folders:
+        for folder in told:
             Path(place, folder).mkdir(parents=True, exist_ok=True)
             Path(place, folder, "0.png").touch()
         try:
-            found = find_images(Path(place))
-        except UserError:  # no labelled folders, or not both classes
+            found = find_images(Path(place), one_class=True)
+        except UserError:  # no labelled folders, or in no known layout
             return {}
-    return {
-        os.path.dirname(os.path.normpath(path)): (int(label), str(source))
-        for path, label, source in zip(found["path"], found["label"], found["source"], strict=True)
-    }
+    if len(set(found["label"])) == 1 and {"0", "1"} & {name for folder in told for name in folder.split("/")}:
+        return {}  # a folder named 1 says "fake" beside one named 0, and nothing alone
+    read = zip(found["path"], found["label"], found["source"], strict=True)
+    sources = {os.path.dirname(os.path.normpath(path)): (int(label), str(source)) for path, label, source in read}
+    return {folder: sources[folder] for folder in told if folder in sources}
 
 
-def _score_table(found: dict[str, float], intervals: dict[str, tuple[float, float]]) -> Table:
-    table = Table("figure", "value", "95 % interval")
+def _score_table(found: dict[str, float], intervals: dict[str, tuple[float, float]], title: str) -> Table:
+    table = Table("figure", "value", "95 % interval", title=title)
     for name in _MEASURED:
-        low, high = intervals[name]
-        table.add_row(name, f"{found[name]:.3f}", f"{low:.3f} to {high:.3f}")
+        table.add_row(name, _figure(found[name]), _interval(*intervals[name]))
     return table
 
 
-def _source_table(sources: pd.DataFrame) -> Table:
-    table = Table("source", "images", "AUROC against all real", "judged wrong", "95 % interval")
+def _source_table(sources: pd.DataFrame, title: str) -> Table:
+    table = Table("source", "images", "AUROC against all real", "judged wrong", "95 % interval", title=title)
     for row in sources.to_dict("records"):
         wrong = "fnr" if row["label"] else "fpr"
         table.add_row(
             Text(str(row["source"])),
             f"{row['images']:,}",
-            f"{row['auroc']:.3f}" if row["label"] else "",
-            f"{row[wrong]:.3f}",
-            f"{row[f'{wrong}_low']:.3f} to {row[f'{wrong}_high']:.3f}",
+            _figure(row["auroc"]) if row["label"] else "",
+            _figure(row[wrong]),
+            _interval(row[f"{wrong}_low"], row[f"{wrong}_high"]),
         )
     return table
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "\N{EN DASH}"  # undefined, as an AUROC of one class
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{low:.3f} to {high:.3f}" if math.isfinite(low) else "\N{EN DASH}"
 
 
 def _finite(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """A finished run is asked about images: one row a file, the same probabilities as in its own verdict."""
 
 import fcntl
+import importlib.util
 import json
 import os
 import random
@@ -20,7 +21,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from deepfake import predicting, runs
-from deepfake.config import conf_dir, parse_train
+from deepfake.config import PredictConfig, conf_dir, parse_train
 from deepfake.predict import main
 from deepfake.train import run as train
 from tests.data.hostile import make_hostile
@@ -171,6 +172,33 @@ def test_the_sheet_shows_the_first_that_were_judged(
     assert Image.open(tmp_path / "p_sheet.png").format == "PNG"
 
 
+def test_the_sheet_shows_what_was_judged_whatever_came_meanwhile(
+    run: Path, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = shutil.copytree(faces, tmp_path / "images")
+    shown: list[tuple] = []
+    drawn, finish = predicting.mistakes_sheet, predicting._finish
+    monkeypatch.setattr(
+        predicting, "mistakes_sheet", lambda *args, **named: shown.append(args) or drawn(*args, **named)
+    )
+
+    def meanwhile(*args: object) -> object:
+        shutil.copy(images / "1-gan" / "01.png", images / "0-camera" / "00-and-a-half.png")
+        (images / "0-camera" / "02.png").unlink()
+        return finish(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(predicting, "_finish", meanwhile)
+    assert predict(f"run={run}", f"input={images}", f"output={tmp_path}/p.csv") == 0
+    ((pictures, captions, _),) = shown
+    names = ["00.jpg", "01.png", "03.jpg", "04.png", "05.png", "06.jpg"]  # 02 is gone
+    assert [caption[-1] for caption in captions] == names
+    found = table(tmp_path / "p.csv").set_index("path")["probability"]
+    for picture, caption, name in zip(pictures, captions, names, strict=True):
+        file = images / "0-camera" / name
+        assert picture.tobytes() == Image.open(file).convert("RGB").tobytes()
+        assert caption[1] == f"P(fake) {found[str(file)]:.3f}"
+
+
 def test_the_sheet_is_no_image_of_the_next_prediction(run: Path, faces: Path, tmp_path: Path) -> None:
     shutil.copy(faces / "1-gan" / "01.png", tmp_path / "a.png")
     for number in (1, 1, 0):  # the sheet of each lies beside the images of the next
@@ -179,17 +207,28 @@ def test_the_sheet_is_no_image_of_the_next_prediction(run: Path, faces: Path, tm
         assert len(table(tmp_path / "p.csv")) == 1
 
 
+def new_images(faces: Path, folder: Path) -> Path:
+    """The same pictures in other files, which no run was trained on."""
+    images = shutil.copytree(faces, folder)
+    for file in images.rglob("*.*g"):
+        file.write_bytes(file.read_bytes() + b"\0")
+    return images
+
+
 def test_labels_in_folder_names_are_scored(
     run: Path, faces: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    images = shutil.copytree(faces, tmp_path / "images")
+    images = new_images(faces, tmp_path / "images")
     (images / "1-gan" / "text.png").write_text("I am no image.")
     assert predict(f"run={run}", f"input={images}", f"output={tmp_path}/p.csv", "threshold=eer") == 3
     told = json.loads((tmp_path / "p_scores.json").read_text())
     found = table(tmp_path / "p.csv").query("status == 'ok'")
     labels = found["path"].str.contains("/1-").astype(int)
-    assert told["threshold"]["name"] == "eer"
-    assert told["scores"]["n"] == 48
+    held = torch.load(run / runs.BEST, weights_only=True)["deepfake"]["calibration"]["thresholds"]["eer"]["value"]
+    assert told["threshold"] == {"name": "eer", "value": held, "origin": "validation of the run"}
+    assert {name: told["scores"][name] for name in ("n", "prevalence", "majority")} == {
+        "n": 48, "prevalence": 0.5, "majority": 0.5,
+    }  # fmt: skip
     assert told["scores"]["auroc"] == pytest.approx(roc_auc_score(labels, found["probability"]))
     assert told["scores"]["accuracy"] == pytest.approx(((found["verdict"] == "fake") == labels).mean())
     low, high = told["intervals"]["auroc"]
@@ -197,11 +236,62 @@ def test_labels_in_folder_names_are_scored(
     assert [(row["source"], row["images"]) for row in told["sources"]] == [
         ("0-camera", 12), ("0-phone", 12), ("1-diffusion", 12), ("1-gan", 12),
     ]  # fmt: skip
-    assert "1-diffusion" in capfd.readouterr().out
+    captured = capfd.readouterr()
+    said = " ".join(captured.out.split())
+    assert "1-diffusion" in said
+    assert said.count("48 labelled images, 50.0% fake, majority-class baseline 0.500, threshold") == 2
+    assert "(eer: validation of the run)" in said
+    assert "trained or calibrated on" not in captured.err
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_images_of_the_run_itself_are_told_and_do_not_count(
+    labelled: bool, run: Path, faces: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images = shutil.copytree(faces, tmp_path / "images") if labelled else faces / "1-gan"
+    assert predict(f"run={run}", f"input={images}", f"output={tmp_path}/p.csv") == 0
+    manifest = pd.read_csv(run / "manifest.csv")
+    mine = manifest[manifest["path"].str.startswith("1-gan/") | labelled]
+    learned = mine["split"].isin(["train", "val"]).sum()
+    assert 0 < learned < len(mine)
+    said = " ".join(capfd.readouterr().err.split())
+    assert f"trained or calibrated on {learned} of these {len(mine)} files" in said
+    found = table(tmp_path / "p.csv")
+    assert found.columns.tolist() == ["path", "status", "reason", "probability", "verdict", "uncertain"]
+    assert found["verdict"].isin(["real", "fake"]).all()
+    if labelled:
+        told = json.loads((tmp_path / "p_scores.json").read_text())
+        judged = pd.read_csv(run / "test_predictions.csv")
+        assert told["scores"]["n"] == len(judged)
+        assert told["scores"]["auroc"] == pytest.approx(roc_auc_score(judged["label"], judged["margin"]))
+
+
+def test_a_run_without_its_manifest_says_so(
+    run: Path, faces: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "manifest.parquet").unlink()
+    assert predict(f"run={copy}", f"input={faces}/1-gan/01.png", f"output={tmp_path}/p.csv") == 0
+    assert "whether the run was trained on an image is not known" in " ".join(capfd.readouterr().err.split())
+
+
+def test_margins_order_what_is_certain(faces: Path, tmp_path: Path) -> None:
+    margins = {"0-a": [800.0, 900.0], "1-b": [850.0, 1000.0]}  # each P(fake) is 1
+    rows = [
+        {"path": f"/x/{folder}/{n}.png", "status": "ok", "known": False, "probability": 1.0, "margin": margin}
+        for folder, of in margins.items()
+        for n, margin in enumerate(of)
+    ]
+    cfg = PredictConfig(run="outputs/a", input="/x")
+    predicting._score(iter(rows), Path("/x"), tmp_path / "scores.json", cfg, 0.5)
+    told = json.loads((tmp_path / "scores.json").read_text())
+    assert told["scores"]["auroc"] == 0.75
+    assert told["threshold"]["origin"] == "fixed"
+    assert [row["auroc"] for row in told["sources"] if row["label"]] == [0.75]
 
 
 def test_one_class_that_cannot_be_judged_has_no_figure(run: Path, faces: Path, tmp_path: Path) -> None:
-    shutil.copytree(faces / "0-phone", tmp_path / "images" / "real")
+    new_images(faces / "0-phone", tmp_path / "images" / "real")
     (tmp_path / "images" / "fake").mkdir()
     (tmp_path / "images" / "fake" / "text.png").write_text("I am no image.")
     assert predict(f"run={run}", f"input={tmp_path}/images", f"output={tmp_path}/p.csv") == 3
@@ -211,9 +301,36 @@ def test_one_class_that_cannot_be_judged_has_no_figure(run: Path, faces: Path, t
     assert told["summary"]["fake_sources"] == 0
 
 
-@pytest.mark.parametrize("chosen", ["1-gan", "unlabelled"])
-def test_without_two_labels_there_is_no_score(chosen: str, run: Path, faces: Path, tmp_path: Path) -> None:
-    shutil.copytree(faces / "1-gan", tmp_path / "images" / chosen)
+@pytest.mark.parametrize(
+    ("folder", "label"),
+    [("1-gan", 1), ("fake/gan", 1), ("gan/real", 0), ("real", 0), ("test/0_real", 0), ("1-gan/val", 1)],
+)
+def test_one_label_has_the_figures_that_one_class_allows(
+    folder: str, label: int, run: Path, faces: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    new_images(faces / "1-gan", tmp_path / "images" / folder)
+    shutil.copytree(faces / "0-phone", tmp_path / "images" / "unlabelled")
+    assert predict(f"run={run}", f"input={tmp_path}/images", f"output={tmp_path}/p.csv") == 0
+    told = json.loads((tmp_path / "p_scores.json").read_text())
+    found = table(tmp_path / "p.csv").query("not path.str.contains('unlabelled')")
+    right = (found["verdict"] == ("fake" if label else "real")).mean()
+    assert told["scores"]["n"] == 12
+    assert (told["scores"]["prevalence"], told["scores"]["majority"]) == (label, 1)
+    assert told["scores"]["accuracy"] == pytest.approx(right)
+    assert told["scores"]["recall"] == (pytest.approx(right) if label else None)
+    for name in ("balanced_accuracy", "precision", "f1", "auroc", "ap", "eer"):
+        assert told["scores"][name] is None
+        assert told["intervals"][name] == [None, None]
+    (source,) = told["sources"]
+    assert source["label"] == label
+    said = " ".join(capfd.readouterr().out.split())
+    assert "12 labelled images" in said
+    assert "nan" not in said
+
+
+@pytest.mark.parametrize("name", ["unlabelled", "1", "holiday/0"])
+def test_without_labels_there_is_no_score(name: str, run: Path, faces: Path, tmp_path: Path) -> None:
+    shutil.copytree(faces / "1-gan", tmp_path / "images" / name)
     (tmp_path / "p_scores.json").write_text("of an earlier prediction")
     assert predict(f"run={run}", f"input={tmp_path}/images", f"output={tmp_path}/p.csv") == 0
     assert not (tmp_path / "p_scores.json").exists()
@@ -237,6 +354,73 @@ def test_an_ensemble_is_judged_by_its_members(run: Path, faces: Path, tmp_path: 
         assert predict(f"run={folder}", f"input={faces}", f"output={tmp_path}/{name}.csv") == 0
     alone, together = table(tmp_path / "alone.csv"), table(tmp_path / "together.csv")
     assert together["probability"].to_numpy() == pytest.approx(alone["probability"].to_numpy(), abs=1e-6)
+
+
+# --------------------------------------------------------------------------------------------------------- heat maps
+
+
+def pictures(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+def test_each_judged_image_has_its_heat_map(run: Path, faces: Path, tmp_path: Path) -> None:
+    images = shutil.copytree(faces / "1-gan", tmp_path / "images")
+    (images / "02.png").write_text("I am no image.")
+    folder = images / "p_explained"  # among the images, and yet none of them the next time
+    folder.mkdir()
+    for name in ("000099.png", ".000003.png.1-2.tmp", "mine.png"):  # two of an earlier prediction
+        (folder / name).touch()
+    for _ in range(2):
+        assert predict(f"run={run}", f"input={images}", f"output={images}/p.csv", "explain=true", "batch_size=5") == 3
+        numbers = [number for number in range(1, 13) if number != 3]
+        names = [f"{number:06}.png" for number in numbers]
+        assert pictures(folder) == [*names, "index.csv", "mine.png"]
+        found = table(images / "p.csv")
+        assert len(found) == 12
+        index = pd.read_csv(folder / "index.csv")
+        assert index["row"].tolist() == numbers
+        assert index["picture"].tolist() == names
+        assert index["path"].tolist() == found["path"][found["status"] == "ok"].tolist()
+        for file, name in zip(index["path"], names, strict=True):
+            picture = Image.open(folder / name).convert("RGB")
+            assert picture.crop((0, 48, 48, 88)).tobytes() == Image.open(file).convert("RGB").tobytes()
+    explained = (images / "p.csv").read_bytes()
+    assert predict(f"run={run}", f"input={images}", f"output={images}/p.csv", "batch_size=5") == 3
+    assert (images / "p.csv").read_bytes() == explained
+    assert pictures(folder) == ["mine.png"]
+
+
+def test_heat_maps_that_are_there_are_not_made_again(
+    run: Path, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unfinished(run, faces / "1-gan", tmp_path / "p.csv", monkeypatch, 5, "explain=true")
+    folder = tmp_path / "p_explained"
+    made = {name: (folder / name).stat().st_mtime_ns for name in pictures(folder)[:5]}
+    (folder / "000012.png").touch()
+    assert predict(f"run={run}", f"input={faces}/1-gan", f"output={tmp_path}/p.csv", "explain=true") == 0
+    assert {name: (folder / name).stat().st_mtime_ns for name in made} == made
+    assert pictures(folder) == [*(f"{number:06}.png" for number in range(1, 13)), "index.csv"]
+    assert Image.open(folder / "000012.png").format == "PNG"
+
+
+def test_a_name_that_is_a_formula_is_none_in_the_index(tmp_path: Path) -> None:
+    (tmp_path / "000001.png").touch()
+    predicting._write_index(iter([{"path": "=1+1.png"}, {"path": "no picture"}]), tmp_path)
+    assert (tmp_path / "index.csv").read_text() == '"row","path","picture"\n1,"./=1+1.png","000001.png"\n'
+
+
+def test_heat_maps_need_the_extra(
+    run: Path, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "pytorch_grad_cam" else found(name, *rest)
+    )
+    monkeypatch.setattr(predicting.Detector, "load", lambda *_: pytest.fail("begun nevertheless"))
+    capfd.readouterr()
+    assert predict(f"run={run}", f"input={faces}", f"output={tmp_path}/p.csv", "explain=true") == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "pip install 'deepfake[explain]'" in line
 
 
 # ----------------------------------------------------------------------------------------------------- which files
@@ -280,7 +464,9 @@ def test_a_name_that_is_no_text_has_its_row(run: Path, faces: Path, tmp_path: Pa
 # --------------------------------------------------------------------------------------------------------- going on
 
 
-def unfinished(run: Path, faces: Path, output: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> list[bytes]:
+def unfinished(
+    run: Path, faces: Path, output: Path, monkeypatch: pytest.MonkeyPatch, rows: int, *overrides: str
+) -> list[bytes]:
     """Leave the first rows of a prediction that was ended by an error; returns the lines of the unfinished file."""
     judged = predicting._judged
 
@@ -292,15 +478,15 @@ def unfinished(run: Path, faces: Path, output: Path, monkeypatch: pytest.MonkeyP
 
     with monkeypatch.context() as patch:
         patch.setattr(predicting, "_judged", ends)
-        assert predict(f"run={run}", f"input={faces}", f"output={output}", "batch_size=1") == 130
+        assert predict(f"run={run}", f"input={faces}", f"output={output}", "batch_size=1", *overrides) == 130
     return output.with_name(f"{output.name}.partial").read_bytes().splitlines(keepends=True)
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that are judged from now on."""
     seen: list[Path] = []
-    pixels = predicting.pixels_of
-    monkeypatch.setattr(predicting, "pixels_of", lambda file, limit: seen.append(file) or pixels(file, limit))
+    read = predicting.read_image
+    monkeypatch.setattr(predicting, "read_image", lambda file, limit: seen.append(file) or read(file, limit))
     return seen
 
 
@@ -322,7 +508,7 @@ def test_it_goes_on_after_the_last_whole_row(
     assert again["probability"].to_numpy() == pytest.approx(whole["probability"].to_numpy(), abs=1e-5)
 
 
-@pytest.mark.parametrize("other", ["threshold=eer", "tta=flip", "max_megapixels=1", "run"])
+@pytest.mark.parametrize("other", ["threshold=eer", "tta=flip", "max_megapixels=1", "explain=true", "run"])
 def test_other_settings_or_weights_begin_anew(
     other: str,
     run: Path,
@@ -342,7 +528,7 @@ def test_other_settings_or_weights_begin_anew(
         settings = [f"run={run}", other]
     seen = counted(monkeypatch)
     assert predict(*settings, f"input={faces}", f"output={tmp_path}/p.csv", "sheet=0") == 0
-    assert len(seen) == 48
+    assert len(set(seen)) == 48
     assert "begun with other settings or weights: begun anew" in " ".join(capfd.readouterr().err.split())
 
 
