@@ -592,6 +592,10 @@ def _figure(value: float, interval: Interval | None = None, between: str = " ") 
     return Text(f"{value:.3f}" + (f"{between}[{interval[0]:.3f}, {interval[1]:.3f}]" if known and interval else ""))
 
 
+def _p_value(p: float) -> Text:
+    return Text("< 0.001") if p < 0.001 else _figure(p)
+
+
 def _plain(value: Any) -> Any:
     """As JSON can hold it: what is undefined is null."""
     match value:
@@ -846,8 +850,8 @@ def _print_comparison(content: Mapping[str, Any]) -> None:
         table.add_row(
             Text(f"{pair['a']} - {pair['b']}"),
             _figure(accuracy[0], accuracy[1:]),
-            _figure(pair["mcnemar"]["p_value"]),
+            _p_value(pair["mcnemar"]["p_value"]),
             _figure(auroc[0], auroc[1:]),
-            _figure(test["p_value"] if test else math.nan),
+            _p_value(test["p_value"] if test else math.nan),
         )
     console.print(table)
