@@ -106,6 +106,7 @@ def build_engine(
     sample: Tensor,
     start: int = 0,
     needed: Sequence[int] | None = None,
+    leeway: float = 1.0,
 ) -> Engine:
     """The engine of that name for the first stages, checked against eager float32 on the sample.
 
@@ -118,6 +119,7 @@ def build_engine(
         start: stages that have been run; then their output takes the place of images.
         needed: those of the depths that decide whether the engine is used; all if None. Of the others, what does not
             agree is left out.
+        leeway: how many times the tolerance is allowed.
 
     Returns:
         That engine, or with a warning the nearest that gives what it should: the same in float32, eager in float32.
@@ -138,12 +140,12 @@ def build_engine(
         run = _BUILDERS[name](trunk, sample, precision)
         if name != "eager":
             run = _in_batches(run, len(sample))
-        engine = Engine(name, precision, _TOLERANCES[precision], _of_types(run, dtypes), tuple(depths))
+        engine = Engine(name, precision, leeway * _TOLERANCES[precision], _of_types(run, dtypes), tuple(depths))
         return _agreeing(engine, few, expected, depths if needed is None else needed)
     except Exception as error:  # whatever a foreign compiler may raise: the run does not depend on it
         nearest = ("eager" if precision == "float32" else name, "float32")
         log.warning("trunk      %s in %s is not used, but %s in %s: %s", name, precision, *nearest, _told(error))
-        found = build_engine(backbone, depths, *nearest, sample, start, needed)
+        found = build_engine(backbone, depths, *nearest, sample, start, needed, leeway)
         return replace(found, lasting=found.lasting and isinstance(error, Disagreement))
 
 

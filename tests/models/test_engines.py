@@ -17,9 +17,11 @@ from deepfake.config import ENGINES
 from deepfake.console import log
 from deepfake.errors import UserError
 from deepfake.models import engines
+from deepfake.models import trunk as trunk_module
 from deepfake.models.backbones import Backbone, build_backbone
 from deepfake.models.engines import Engine, build_engine, planned, relative_distance
 from deepfake.models.freezing import freeze
+from deepfake.models.trunk import Inference
 
 SIZE = 64
 TINY = "test_resnet"  # timm's own for tests
@@ -473,6 +475,21 @@ del second
 signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
 os.kill(os.getpid(), signal.SIGUSR1)
 """
+
+
+@pytest.mark.parametrize(("change", "used"), [(0.04, "bfloat16"), (0.08, "bfloat16"), (0.15, "float32")])
+def test_judging_keeps_the_engine_of_the_training_where_it_is_not_broken(
+    change: float, used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(engines._BUILDERS, "compile", failing(lambda right: right * (1 + change), "bfloat16"))
+    monkeypatch.setattr(engines, "planned", lambda name, precision, _: (name, precision))
+    monkeypatch.setattr(trunk_module, "planned", lambda name, precision, _: (name, precision))
+    backbone = network()
+    inference = Inference(backbone, len(backbone.stages), "compile", "bfloat16", CPU)
+    inference(images(4))
+    assert [engine.precision for engine in inference._built] == [used]
+    trained = build_engine(backbone, [len(backbone.stages)], "compile", "bfloat16", images(4))
+    assert (trained.precision == "bfloat16") == (change <= 0.05)
 
 
 @pytest.mark.slow
