@@ -1,9 +1,11 @@
 """What a person sees in the terminal, and the copy of it in a run's log."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -62,6 +64,12 @@ class _Memory(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.said.append(record)
+
+
+def interval(row: Mapping[Any, Any], name: str, digits: str = ".3f") -> str:
+    """ " [0.884, 0.938]" of NAME_low and NAME_high, to stand behind the figure; "" where it is undefined."""
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return "" if math.isnan(low) else f" [{low:{digits}}, {high:{digits}}]"
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from deepfake import runs
 from deepfake.config import GeneraliseConfig, TrainConfig
-from deepfake.console import log, logging_to_terminal, say_error, terminal
+from deepfake.console import interval, log, logging_to_terminal, say_error, terminal
 from deepfake.data.catalog import parents, safe_csv
 from deepfake.dataset import catalogue
 from deepfake.errors import UserError
@@ -182,17 +182,12 @@ def _report(cfg: GeneraliseConfig, output: Path, folds: Sequence[Fold], report: 
 def told(entry: Mapping[str, Any]) -> str:
     """In one sentence, what a protocol found of generators that its trainings had not seen (`summary`)."""
     gap = entry["auroc_gap_mean"]
-    lost = "" if gap is None else f" (gap to in distribution {gap:+.3f}{_interval(entry, 'auroc_gap_mean', '+.3f')})"
+    lost = "" if gap is None else f" (gap to in distribution {gap:+.3f}{interval(entry, 'auroc_gap_mean', '+.3f')})"
     return (
-        f"AUROC on unseen generators {entry['auroc_mean']:.3f}{_interval(entry, 'auroc_mean')} on average{lost}; "
+        f"AUROC on unseen generators {entry['auroc_mean']:.3f}{interval(entry, 'auroc_mean')} on average{lost}; "
         f"lowest {entry['auroc_min']:.3f} on {entry['auroc_min_tested']}, trained on "
         f"{entry['auroc_min_trained_on']}; [ ]: 95 %, over images, not over generators or seeds"
     )
-
-
-def _interval(row: Mapping[Any, Any], name: str, digits: str = ".3f") -> str:
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return "" if pd.isna(low) else f" [{low:{digits}}, {high:{digits}}]"
 
 
 def _print(table: pd.DataFrame, caption: str) -> None:
@@ -220,7 +215,7 @@ def _cells(row: Mapping[Any, Any]) -> list[Text]:
     cells = [f"{row['images']:,} / {row['reals']:,}\n{row['prevalence']:.1%}"]
     cells += [f"{row['majority']:.3f}\n{row['threshold']:.3f}"]
     for name in WORST:
-        short = _interval(row, name).replace("0.", ".")  # so that two lines are enough
+        short = interval(row, name).replace("0.", ".")  # so that two lines are enough
         cells.append("-" if pd.isna(row[name]) else f"{row[name]:.3f}\n{short.strip()}")
     cells.append("" if pd.isna(row["auroc_gap"]) else f"{row['auroc_gap']:+.3f}")
     return [Text(cell) for cell in cells]  # a plain string would be read as markup

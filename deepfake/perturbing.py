@@ -20,7 +20,7 @@ from rich.text import Text
 
 from deepfake import runs
 from deepfake.config import EvaluateConfig, RobustnessConfig
-from deepfake.console import log, logging_to_terminal, progress, terminal
+from deepfake.console import interval, log, logging_to_terminal, progress, terminal
 from deepfake.data.catalog import limit_images, safe_csv
 from deepfake.data.images import UnreadableImage
 from deepfake.data.perturbations import Perturbation, grid, perturb
@@ -239,7 +239,7 @@ def _write(output: Path, report: Mapping[str, Any], of: str) -> None:
 def recompression_told(found: Mapping[str, Any]) -> str:
     """In one sentence, what recompressing one class alone did (`one_sided_flips`)."""
     shares = ", ".join(
-        f"{found[name]['share']:.1%}{_interval(found[name], 'share', '.1%')} of {found[name]['images']:,} ({name})"
+        f"{found[name]['share']:.1%}{interval(found[name], 'share', '.1%')} of {found[name]['images']:,} ({name})"
         for name in ("fakes only", "reals only", "both")
         if found[name]["images"]
     )
@@ -257,17 +257,12 @@ def recompression_told(found: Mapping[str, Any]) -> str:
     return f"{flips}; {points}, {verdict}"
 
 
-def _interval(row: Mapping[Any, Any], name: str, digits: str) -> str:
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return "" if np.isnan(low) else f" [{low:{digits}}, {high:{digits}}]"
-
-
 def _figure(row: Mapping[Any, Any], name: str, digits: str) -> Text:
     """The figure and, on a line of its own without leading zeros, its interval; a dash where it is undefined."""
     if np.isnan(row[name]):
         return Text("\N{EN DASH}")
-    interval = _interval(row, name, digits).replace("0.", ".").strip()
-    return Text(f"{row[name]:{digits}}\n{interval}")
+    short = interval(row, name, digits).replace("0.", ".").strip()
+    return Text(f"{row[name]:{digits}}\n{short}")
 
 
 def _print(table: pd.DataFrame, means: Mapping[str, Any], caption: str, of: str) -> None:
