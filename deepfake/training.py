@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pandas as pd
 import torch
 from lightning.pytorch.callbacks import (
     EarlyStopping,
@@ -49,6 +50,8 @@ from deepfake.reporting.recorder import Recorder
 # Augmented views of each training image, by measurement on real faces (experiments/README.md): a classifier alone
 # learns the same from one as from another in every epoch, the last stages learn less from one and the same from four.
 VIEWS_FOR_THE_CLASSIFIER, VIEWS_FOR_STAGES = 1, 4
+
+_audited: dict[tuple[Any, ...], dict[str, Any]] = {}  # findings by images and settings, of this process
 
 
 def train(cfg: TrainConfig) -> float:
@@ -93,7 +96,13 @@ def look_for_shortcuts(cfg: TrainConfig, found: Catalogue, how: Preparation) -> 
     """
     if cfg.audit == "off":
         return None
-    audit = report(found.table, how.equalise, held_out=cfg.data.hold_out)
+    # The jobs of a sweep have the same images: of those that were looked at last, the findings are kept.
+    content = pd.util.hash_pandas_object(found.table, index=False).to_numpy().tobytes()
+    key = content, how.equalise, tuple(cfg.data.hold_out)
+    if key not in _audited:
+        _audited.clear()
+        _audited[key] = report(found.table, how.equalise, held_out=cfg.data.hold_out)
+    audit = _audited[key]
     serious = _serious(audit)
     if serious and cfg.audit == "strict":
         raise UserError(

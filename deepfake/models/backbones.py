@@ -45,6 +45,13 @@ class Stage:
     """Takes the network and the output of the stage before, returns the output of this one."""
 
 
+class _MeanOnce(nn.AdaptiveAvgPool2d):
+    """The mean over a map; what `Backbone.trunk` has pooled it lets pass, where PyTorch takes as long as for a map."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features if features.shape[-2:] == (1, 1) else super().forward(features)
+
+
 class Backbone(nn.Module):
     """A timm network seen as a sequence of stages and a head.
 
@@ -74,6 +81,9 @@ class Backbone(nn.Module):
         self.weights_origin = weights_origin
         self.trunk_depth = 0
         self.head_members = _head_members(network)
+        pool: Any = getattr(network, "global_pool", None)
+        if isinstance(pool, SelectAdaptivePool2d) and isinstance(pool.pool, nn.AdaptiveAvgPool2d):
+            pool.pool = _MeanOnce(1)
         self.splittable = type(network) in _STAGES
         self.stages = _STAGES.get(type(network), _grouped_stages)(network)
         _check_shared_out(network, self.stages, self.head_members, architecture)

@@ -32,6 +32,8 @@ _SHARE = 0.8  # of the free disk that may be taken
 # To judge, an engine need only not be broken. That it agrees was found when the run was trained, and the calibration
 # is of the numbers it gave: a batch on which it is a little further off must not put another in its place.
 _LEEWAY = 2.0
+# How many numbers a row has, by network, size and depths, of this process: a sweep's jobs ask again and again.
+_numbers: dict[tuple[str, int, tuple[int, ...]], list[int]] = {}
 _INSTEAD = "instead.json"  # in the folder of an engine that failed its check: which took its place
 
 
@@ -136,12 +138,15 @@ class Trunk:
 
     def row_bytes(self) -> dict[int, int]:
         """Of each depth, how much the output for one image takes."""
-        image = torch.zeros(1, 3, self.backbone.input_spec.size, self.backbone.input_spec.size)
-        image = image.to(next(self._source.parameters()).device)
+        size = self.backbone.input_spec.size
+        asked = self.backbone.architecture, size, tuple(self.depths)
+        if asked not in _numbers:
+            image = torch.zeros(1, 3, size, size).to(next(self._source.parameters()).device)
+            _numbers[asked] = [output.numel() for output in self._source.trunk(image, self.depths)]
         sizes = {}
-        for depth, output in zip(self.depths, self._source.trunk(image, self.depths), strict=True):
+        for depth, number in zip(self.depths, _numbers[asked], strict=True):
             halved = self.precision == "bfloat16" and depth < len(self.backbone.stages)  # what is pooled stays whole
-            sizes[depth] = output.numel() * (2 if halved else 4)
+            sizes[depth] = number * (2 if halved else 4)
         return sizes
 
 
