@@ -12,7 +12,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,12 +26,16 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from deepfake.config import conf_dir
 from deepfake.console import say_error
 from deepfake.errors import UserError
+from deepfake.signals import Stopped
+from deepfake.untrusted import expect_safe_environment
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"  # "1": Hydra raises its errors; else it prints them in its way and exits
 
 
 def command(
-    config_name: str, sweeps: bool = False
+    config_name: str,
+    sweeps: bool = False,
+    around: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Callable[[Callable[[DictConfig], float | None]], Callable[[], None]]:
     """Make a function of the composed settings the entry point of a command.
 
@@ -43,6 +47,7 @@ def command(
     Args:
         config_name: file of the command's settings in conf/, without its suffix.
         sweeps: whether the command takes -m; its function then sees to it that a job's failure is told.
+        around: makes a context for all of it, jobs and what Hydra does before, between and after them.
     """
 
     def entry_point(function: Callable[[DictConfig], float | None]) -> Callable[[], None]:
@@ -60,11 +65,15 @@ def command(
         def main() -> None:
             trace_wanted = os.environ.get(_FULL_ERROR) == "1"
             try:
+                expect_safe_environment()
                 _check_options(sweeps)
-                with env_override({_FULL_ERROR: "1"}):
+                with env_override({_FULL_ERROR: "1"}), around():
                     compose_and_run()
             except UserError as error:
                 refuse(str(error))
+            except Stopped as stopped:
+                say_error(f"{stopped}. Run the same command again: it goes on from what is kept.")
+                raise
             except KeyboardInterrupt:
                 say_error("interrupted. Run the same command again: what is complete is kept.")
                 sys.exit(130)
@@ -92,7 +101,7 @@ def errors_ending_here() -> Iterator[None]:
 
 def refuse(message: str) -> NoReturn:
     """End the process as a user's mistake does: one line, status 2."""
-    say_error(" ".join(message.splitlines()))
+    say_error(message)
     sys.exit(2)
 
 

@@ -155,6 +155,7 @@ class TrainConfig:
     output_dir: str = "outputs"
     name: str | None = None
     force: bool = False
+    resume: str = "auto"  # auto | must | never
 
 
 @dataclass
@@ -236,6 +237,7 @@ SCHEDULERS: dict[str, type[SchedulerConfig]] = {
     "cosine": CosineConfig,
 }
 WEIGHTS = ("pretrained", "package", "none")  # anything else is a file
+RESUME = ("auto", "must", "never")
 ENGINES = ("auto", "eager", "compile", "onnxruntime", "openvino")
 PRECISIONS = ("auto", "float32", "bfloat16")
 PREPROCESS = ("resize", "crop", "face")
@@ -558,6 +560,9 @@ def _check(c: TrainConfig) -> None:
             f"augment.{kind}_min={low} with augment.{kind}_max={high}",
             "a minimum that is not above the maximum",
         )
+
+    _expect(c.resume in RESUME, f"resume={c.resume}", f"one of {', '.join(RESUME)}")
+    _expect(not (c.force and c.resume == "must"), "force=true with resume=must", "one of the two: force begins anew")
 
     t = c.trainer
     _expect(t.devices == 1, f"trainer.devices={t.devices}", "1 (several processes are not supported)")

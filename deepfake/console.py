@@ -7,24 +7,58 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+from rich.text import Text
 
 log = logging.getLogger("deepfake")
 _lightning = logging.getLogger("lightning.pytorch")
 
 
+def visible(text: str) -> str:
+    """Text on one line, with codes for what gives orders to a terminal or turns the direction of writing.
+
+    A file's name may hold any of that.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def named(text: object) -> Text:
+    """A name as a cell of a table has it: on one line, and never taken for markup."""
+    return Text(visible(str(text)))
+
+
+class _Console(Console):
+    """Whatever is shown, the orders to the terminal are Rich's own."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control is None:
+                segment = segment._replace(text="\n".join(map(visible, segment.text.split("\n"))))
+            yield segment
+
+
 def terminal(stderr: bool = False) -> Console:
     """A console as wide as the terminal; where there is none (a pipe, a log), wide enough for our lines."""
-    console = Console(stderr=stderr)
-    return console if console.is_terminal else Console(stderr=stderr, width=140)
+    console = _Console(stderr=stderr)
+    return console if console.is_terminal else _Console(stderr=stderr, width=140)
 
 
 def say_error(message: str) -> None:
     """One line on standard error, never interpreted as markup."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(f"error: {message}", style="bold red", markup=False)
+    console = _Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
+    console.print(f"error: {visible(' '.join(message.splitlines()))}", style="bold red", markup=False)
+
+
+def _on_one_line(record: logging.LogRecord) -> bool:
+    """A name that a message tells must not begin a line of its own in a log."""
+    record.msg, record.args = visible(record.getMessage()), None
+    return True
+
+
+log.addFilter(_on_one_line)
 
 
 @contextmanager
@@ -94,6 +128,7 @@ def logging_to_file(file: Path, said_before: Iterable[logging.LogRecord] = ()) -
 
 @contextmanager
 def _handled(logger: logging.Logger, handler: logging.Handler) -> Iterator[None]:
+    before = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -101,3 +136,5 @@ def _handled(logger: logging.Logger, handler: logging.Handler) -> Iterator[None]
         yield
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]

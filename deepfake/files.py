@@ -3,16 +3,18 @@
 import json
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
-def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
-    """Write a file atomically; parent folders are made.
+@contextmanager
+def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
+    """A stream whose content takes the file's place when the context ends without an error; parent folders are made.
 
     Args:
         path: where.
-        content: all of it.
         durable: wait until it is on the disk. False for what can be made again, such as a cache.
 
     Raises:
@@ -24,13 +26,31 @@ def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with temporary.open("wb") as stream:
-            stream.write(content)
+            yield stream
             if durable:
                 stream.flush()
                 os.fsync(stream.fileno())
         os.replace(temporary, path)
+        if durable:
+            sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk: a rename is lost with the power until then."""
+    with suppress(PermissionError):  # Windows opens no folder
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
+    """Write a whole file, as `replacing` does."""
+    with replacing(path, durable) as stream:
+        stream.write(content)
 
 
 def write_text(path: Path, content: str) -> None:

@@ -8,18 +8,23 @@ import platform
 import secrets
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from deepfake.config import TrainConfig
+from deepfake.console import log
 from deepfake.errors import UserError
 from deepfake.files import write_json
 
 # Settings that do not change what is learned: the same run with another value is the same run.
 _INCIDENTAL = {
-    "": ("output_dir", "name", "force", "logger", "cache", "cache_max_gb", "audit"),
+    "": ("output_dir", "name", "force", "resume", "logger", "cache", "cache_max_gb", "audit"),
     "data": ("cache", "workers"),
     "trainer": ("name", "progress"),
     "trunk": ("keep",),
@@ -30,8 +35,9 @@ _PACKAGES = (
     "pandas", "pillow", "opencv-python-headless", "ImageHash", "scikit-learn",
 )  # fmt: skip
 
-STATUS, SUMMARY = "status.json", "summary.json"
-BEST = "checkpoints/best.ckpt"
+STATUS, SUMMARY, ENVIRONMENT = "status.json", "summary.json", "environment.json"
+CHECKPOINTS = "checkpoints"
+BEST = f"{CHECKPOINTS}/best.ckpt"
 ENSEMBLE = "ensemble.json"  # only in the folder of an ensemble
 
 
@@ -60,7 +66,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def read_status(folder: Path) -> str | None:
-    """running, failed, complete, or None where there is no readable status."""
+    """running, stopped, failed, complete, or None where there is no readable status."""
     try:
         return str(json.loads((folder / STATUS).read_text())["status"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -92,8 +98,31 @@ def unwritable(folder: Path, reason: str | None, setting: str = "output_dir") ->
     )
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """What only one process at a time does in a run folder; another waits, and says so. A dead process holds nothing.
+
+    Raises:
+        UserError: the folder it lies in cannot be written.
+    """
+    lock = FileLock(folder.parent / ".locks" / f"{folder.name}.lock")
+    try:
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("another process works on %s: waiting for it", folder)
+            lock.acquire()
+    except OSError as error:
+        raise unwritable(folder.parent, error.strerror) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def begin(folder: Path) -> None:
-    """Make a fresh run folder; what an earlier, unfinished or replaced run left is set aside, not deleted.
+    """Make a fresh run folder; what an earlier run left that is not gone on from is set aside, not deleted.
 
     Raises:
         UserError: the folder cannot be written.
@@ -106,26 +135,32 @@ def begin(folder: Path) -> None:
             aside.parent.mkdir(parents=True, exist_ok=True)
             folder.rename(aside)
         folder.mkdir(parents=True)
-        write_json(folder / STATUS, {"status": "running"})
+        note(folder, "running")
     except OSError as error:
         raise unwritable(folder.parent, error.strerror) from error
 
 
-def finish(folder: Path, status: str, message: str = "") -> None:
-    """Record how a run ended; "complete" comes last of all files."""
+def note(folder: Path, status: str, message: str = "") -> None:
+    """Record how a run stands; "complete" comes last of all files."""
     write_json(folder / STATUS, {"status": status, "message": message})
+
+
+def other_versions(folder: Path) -> str:
+    """Packages that a run was begun with in other versions than there are now, in words; "" where there are none."""
+    try:
+        before = json.loads((folder / ENVIRONMENT).read_text())["packages"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    now = _versions()
+    return ", ".join(
+        f"{name} {before[name]}, now {now[name]}" for name in now if before.get(name, now[name]) != now[name]
+    )
 
 
 def environment() -> dict[str, Any]:
     """Versions and hardware, as they were when the run was made."""
     import torch  # only where a run is really made
 
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed as a package"
     return {
         "command": sys.argv,
         "python": platform.python_version(),
@@ -134,5 +169,15 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "packages": versions,
+        "packages": _versions(),
     }
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed as a package"
+    return versions

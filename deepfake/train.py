@@ -1,10 +1,12 @@
 """Train one network, or with -m a sweep: `python -m deepfake.train --help`."""
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from deepfake import sweep
 from deepfake.command import command
-from deepfake.config import TrainConfig
+from deepfake.config import TrainConfig, parse_train
 
 
 def run(cfg: TrainConfig) -> float:
@@ -21,10 +23,10 @@ def run(cfg: TrainConfig) -> float:
     return train(cfg)
 
 
-@command("train", sweeps=True)
+@command("train", sweeps=True, around=sweep.supervised)
 def main(cfg: DictConfig) -> float:
     """Entry point of the command."""
-    return sweep.job(cfg, run)
+    return sweep.job(cfg) if HydraConfig.get().mode == RunMode.MULTIRUN else run(parse_train(cfg))
 
 
 if __name__ == "__main__":

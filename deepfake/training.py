@@ -1,9 +1,11 @@
 """One training run from settings to a finished folder: data, network, fit, verdict, record."""
 
-import io
+import errno
 import json
-import math
+import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,6 @@ import torch
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     LearningRateMonitor,
-    ModelCheckpoint,
     RichProgressBar,
 )
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -23,6 +24,7 @@ from rich.console import Console
 
 from deepfake import runs
 from deepfake.analysis.audit import report
+from deepfake.checkpoints import Keeper, drop_previous, is_whole, read_last, write_checkpoint
 from deepfake.config import PlateauConfig, TrainConfig
 from deepfake.console import log, logging_to_file, logging_to_terminal, progress, remembering
 from deepfake.data.augment import Augmentation
@@ -40,24 +42,25 @@ from deepfake.dataset import (
 )
 from deepfake.errors import UserError
 from deepfake.evaluation.calibration import Calibration, calibrate
-from deepfake.files import write_bytes
 from deepfake.models.backbones import build_backbone
 from deepfake.models.detector import DetectorModule
 from deepfake.models.trunk import StoredTrunk, Trunk, storable
 from deepfake.reporting import record
 from deepfake.reporting.recorder import Recorder
+from deepfake.signals import Stopped, Stopping
 
 # Augmented views of each training image, by measurement on real faces (experiments/README.md): a classifier alone
 # learns the same from one as from another in every epoch, the last stages learn less from one and the same from four.
 VIEWS_FOR_THE_CLASSIFIER, VIEWS_FOR_STAGES = 1, 4
 
+_ENDED_LOADER = re.compile(r"DataLoader worker .*?(killed by signal: [\w ]+|exited unexpectedly)")  # PyTorch's words
 _audited: dict[tuple[Any, ...], dict[str, Any]] = {}  # findings by images and settings, of this process
 
 
 def train(cfg: TrainConfig) -> float:
     """See `deepfake.train.run`."""
     folder = runs.run_folder(cfg)
-    with logging_to_terminal():
+    with logging_to_terminal(), Stopping() as stopping:
         runs.expect_writable(folder.parent)
         began = time.monotonic()
         # Data and network first: most mistakes show here, before a folder is made.
@@ -67,25 +70,105 @@ def train(cfg: TrainConfig) -> float:
             expect_trainable(found, cfg.data.hold_out)
             how = preparation(cfg.data, found.table)
             audit = look_for_shortcuts(cfg, found, how)
-            if runs.is_complete(folder) and not cfg.force:
-                change = record.what_changed(folder, found.table)
-                if not change:
-                    log.info("%s is complete: skipped. force=true trains it again.", folder)
-                    return float(json.loads((folder / runs.SUMMARY).read_text())["best_value"])
-                log.warning("complete, but %s since: trained again, the earlier run set aside.", change)
+            if (value := _complete_value(cfg, folder, found)) is not None:
+                return value
             L.seed_everything(cfg.seed, verbose=False)
             detector = build_detector(cfg)
-        runs.begin(folder)
-        with logging_to_file(folder / "train.log", said):
-            try:
-                value = _fit_and_judge(cfg, folder, found, how, audit, detector, began)
-            except BaseException as error:
-                runs.finish(folder, "failed", str(error) or type(error).__name__)
-                if not isinstance(error, UserError | KeyboardInterrupt):
-                    log.error("failed", exc_info=True)
-                raise
-            runs.finish(folder, "complete")
-        return value
+        with runs.alone(folder):
+            if (value := _complete_value(cfg, folder, found)) is not None:  # by now, by another process
+                return value
+            with remembering() as also_said:
+                state = _state_to_go_on_from(cfg, folder, found)
+            if state is None:
+                runs.begin(folder)
+            else:
+                runs.note(folder, "running")
+            with logging_to_file(folder / "train.log", [*said, *also_said]):
+                try:
+                    with _told_to_users(cfg, folder):
+                        value = _fit_and_judge(cfg, folder, found, how, audit, detector, began, stopping, state)
+                except BaseException as error:
+                    if not isinstance(error, UserError | Stopped):
+                        log.error("failed", exc_info=True)
+                    with suppress(OSError):  # the disk may be what failed
+                        status = "stopped" if isinstance(error, Stopped) else "failed"
+                        runs.note(folder, status, str(error) or type(error).__name__)
+                    raise
+                runs.note(folder, "complete")
+            return value
+
+
+def _complete_value(cfg: TrainConfig, folder: Path, found: Catalogue) -> float | None:
+    """What the command returns for a run that is complete; None where it is to be trained, or trained on."""
+    if cfg.force or not runs.is_complete(folder):
+        return None
+    if change := record.what_changed(folder, found.table):
+        log.warning("complete, but %s since: trained again, the earlier run set aside.", change)
+        return None
+    if is_whole(folder / runs.BEST) is False:
+        log.warning("complete, but %s is damaged since: made anew.", folder / runs.BEST)
+        return None
+    log.info("%s is complete: skipped. force=true trains it again.", folder)
+    return float(json.loads((folder / runs.SUMMARY).read_text())["best_value"])
+
+
+def _state_to_go_on_from(cfg: TrainConfig, folder: Path, found: Catalogue) -> dict[str, Any] | None:
+    """What an interrupted run of these settings and images has kept; None where it begins anew.
+
+    Raises:
+        UserError: resume=must, and there is nothing.
+    """
+    if cfg.force or cfg.resume == "never":
+        return None
+    why = "no checkpoint that is whole"
+    if state := read_last(folder / runs.CHECKPOINTS):
+        if not (change := record.what_changed(folder, found.table)):
+            if versions := runs.other_versions(folder):
+                log.warning("gone on from what was made with other versions, so not to the bit: %s", versions)
+            log.info(
+                "goes on from epoch %d%s of %s",
+                state["epoch"], f", image {len(state['seen']['label'])}" if state["seen"] else "", folder,
+            )  # fmt: skip
+            return state
+        why = change
+        log.warning("not gone on from, for %s since: begins anew, the earlier run set aside.", change)
+    if cfg.resume == "must":
+        raise UserError(
+            f"resume=must: expected an interrupted run in {folder} to go on from, found {why}. "
+            f"resume=auto begins anew."
+        )
+    return None
+
+
+@contextmanager
+def _told_to_users(cfg: TrainConfig, folder: Path) -> Iterator[None]:
+    """What a machine lacks, as an error that says what to do.
+
+    Raises:
+        UserError: memory, or the disk, is used up, or a loader process was killed.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        raise UserError(
+            f"output_dir: expected room to write in {folder}, found: {error.strerror}. What was kept before is "
+            f"whole: make room, or the folder writable, and run the same command again."
+        ) from error
+    except (MemoryError, RuntimeError) as error:  # of which torch.OutOfMemoryError is one
+        if ended := _ENDED_LOADER.search(str(error)):
+            raise UserError(
+                f"a loader process ended: {ended[1]}. Often the memory was used up: lower data.workers (now "
+                f"{cfg.data.workers}) or batch_size. What was trained is kept: the same command goes on from there."
+            ) from error
+        lacking = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not lacking:
+            raise
+        raise UserError(
+            f"the memory of the device is used up: lower batch_size (now {cfg.batch_size}) and raise accumulate (now "
+            f"{cfg.accumulate}) by as much, which trains the same, or unfreeze fewer stages. What was kept is whole."
+        ) from error
 
 
 def look_for_shortcuts(cfg: TrainConfig, found: Catalogue, how: Preparation) -> dict[str, Any] | None:
@@ -138,6 +221,8 @@ def _fit_and_judge(
     audit: dict[str, Any] | None,
     detector: DetectorModule,
     began: float,
+    stopping: Stopping,
+    state: dict[str, Any] | None,
 ) -> float:
     device = device_of(cfg)
     data, found = data_module(cfg, found, how, detector, device)
@@ -147,16 +232,24 @@ def _fit_and_judge(
     board = TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False)
     recorder = Recorder(folder, cfg.logger.image_grid)
     trunk = _run_trunk_once(cfg, detector, data, device)
-    best = _fit(cfg, folder, detector, data, recorder, board if cfg.logger.tensorboard else None)
+    keeper = Keeper(folder / runs.CHECKPOINTS, recorder, stopping, state)
+    if not keeper.finished:
+        _fit(cfg, folder, detector, data, recorder, keeper, board if cfg.logger.tensorboard else None)
+    if keeper.best is None:
+        raise UserError(
+            f"{detector.monitor} was never a finite number: expected at least one epoch with one. "
+            f"Lower lr (now {cfg.lr:g})."
+        )
 
     # Every figure reported from here on is of the best checkpoint.
-    best_epoch = int(torch.load(best.best_model_path, weights_only=True, map_location="cpu")["epoch"])
-    verdicts, pictures = _judge(cfg, folder, detector, data, best_epoch)
+    best_epoch = keeper.best["epoch"]
+    recorder.write()
+    verdicts, pictures = _judge(cfg, folder, detector, data, keeper.best)
     history = recorder.history()
     pictures |= record.write_curves(folder, history, best_epoch)
     summary = record.summary(cfg, folder, detector.backbone, detector.freezing, history, best_epoch) | {
         "monitor": detector.monitor,
-        "best_value": float(best.best_model_score),  # type: ignore[arg-type]
+        "best_value": keeper.best_value,
         "preparation": asdict(how) | {"size": data.spec.size},
         "trunk": None
         if trunk is None
@@ -165,6 +258,7 @@ def _fit_and_judge(
         **verdicts,
     }
     record.write_summary(folder, summary)
+    drop_previous(folder / runs.CHECKPOINTS)
     if cfg.logger.tensorboard:
         record.log_final(board, cfg, summary, pictures)
     _say(summary)
@@ -291,26 +385,16 @@ def _fit(
     detector: DetectorModule,
     data: FaceDataModule,
     recorder: Recorder,
+    keeper: Keeper,
     board: TensorBoardLogger | None,
-) -> ModelCheckpoint:
-    """Train until the epochs or the patience end; returns who knows the best checkpoint.
+) -> None:
+    """Train until the epochs or the patience end.
 
     Raises:
-        UserError: no epoch had a finite validation loss.
-        KeyboardInterrupt: the user stopped it.
+        UserError: the loss is no finite number; the best epoch so far is written.
+        Stopped: the user or the system stopped it.
     """
-    checkpoints = folder / "checkpoints"
-    best = ModelCheckpoint(
-        checkpoints,
-        filename="best",
-        monitor=detector.monitor,
-        mode=detector.mode,
-        save_weights_only=True,  # to be used, not continued from
-        enable_version_counter=False,
-    )
-    # One of its own: with `save_last` the best would write it, only when there is a better one.
-    last = ModelCheckpoint(checkpoints, filename="last", enable_version_counter=False)
-    callbacks: list[L.Callback] = [recorder, best, last]
+    callbacks: list[L.Callback] = [recorder, keeper]
     if cfg.patience is not None:
         callbacks.append(EarlyStopping(detector.monitor, mode=detector.mode, patience=cfg.patience))
     if board is not None:
@@ -320,29 +404,27 @@ def _fit(
         callbacks,
         logger=board or False,
         max_epochs=cfg.epochs,
-        reload_dataloaders_every_n_epochs=1 if data.provider else 0,  # each epoch has rows of its own
+        # Each epoch has rows of its own; and after the rest of an epoch comes a whole one.
+        reload_dataloaders_every_n_epochs=1 if data.provider or keeper.within_epoch else 0,
     )
+    keeper.prepare(trainer, detector, data)
     try:
         trainer.fit(detector, datamodule=data)
-    except SystemExit as error:  # what Lightning makes of Ctrl-C
-        raise KeyboardInterrupt("interrupted") from error
-    if best.best_model_score is None or not math.isfinite(float(best.best_model_score)):
-        raise UserError(
-            f"{detector.monitor} was never a finite number: expected at least one epoch with one. "
-            f"Lower lr (now {cfg.lr:g})."
-        )
-    return best
+    except Exception:
+        with suppress(OSError):  # the disk may be what failed
+            keeper.write_best(folder / runs.BEST)
+        raise
 
 
 def _judge(
-    cfg: TrainConfig, folder: Path, detector: DetectorModule, data: FaceDataModule, epoch: int
+    cfg: TrainConfig, folder: Path, detector: DetectorModule, data: FaceDataModule, kept: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Figures of the best checkpoint on validation and test, {"val": ..., "test": ...}, and pictures, by name.
 
-    Between the two, temperature and thresholds are fitted on validation, and the checkpoint is completed: nothing of
+    Between the two, temperature and thresholds are fitted on validation, and the checkpoint is written: nothing of
     the test part has been looked at by then.
     """
-    best = torch.load(folder / runs.BEST, weights_only=True, map_location="cpu")
+    best = kept | {"state_dict": dict(kept["state_dict"]), "deepfake": dict(kept["deepfake"])}
     detector.complete(best)
     detector.load_state_dict(best["state_dict"])
     # A trainer without the dashboard, so that the curves of the fit are not written over; in the precision in which
@@ -352,16 +434,16 @@ def _judge(
     calibration = None
     for part, look in (("val", trainer.validate), ("test", trainer.test)):
         look(detector, datamodule=data, verbose=False)
-        margin, label, index = (torch.cat(column).numpy() for column in zip(*detector.outputs, strict=True))
+        margin, label, index = (column.numpy() for column in detector.outputs(part))
         if part == "val":
             calibration = _calibrated(label, margin)
             best["deepfake"]["calibration"] = calibration and calibration.as_dict()
-            content = io.BytesIO()
-            torch.save(best, content)
-            write_bytes(folder / runs.BEST, content.getvalue())
+            write_checkpoint(folder / runs.BEST, best)
         predictions = record.predictions(data.rows(part), index, margin, calibration)
-        loss = float(trainer.callback_metrics[f"{part}/loss"])
-        verdicts[part], pictures[f"{part}/confusion"] = record.write_verdict(folder, part, predictions, loss, epoch)
+        loss = detector.figures[part]["loss"]
+        verdicts[part], pictures[f"{part}/confusion"] = record.write_verdict(
+            folder, part, predictions, loss, best["epoch"]
+        )
     verdicts["calibration"] = best["deepfake"]["calibration"]
     return verdicts, pictures
 

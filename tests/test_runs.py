@@ -21,7 +21,7 @@ from deepfake.errors import UserError
 
 # A setting in this list changes where a run goes or how fast it is, never what it learns.
 INCIDENTAL = {
-    "output_dir", "name", "force", "cache", "cache_max_gb", "audit", "logger.name", "logger.tensorboard",
+    "output_dir", "name", "force", "resume", "cache", "cache_max_gb", "audit", "logger.name", "logger.tensorboard",
     "logger.image_grid",
     "data.cache.enabled", "data.cache.dir", "data.cache.max_gb", "data.workers", "trainer.name", "trainer.progress",
     "trunk.keep",
@@ -120,10 +120,10 @@ def test_status_follows_the_run(tmp_path: Path) -> None:
     assert runs.read_status(folder) is None
     runs.begin(folder)
     assert runs.read_status(folder) == "running"
-    runs.finish(folder, "failed", "disk full")
+    runs.note(folder, "failed", "disk full")
     assert json.loads((folder / runs.STATUS).read_text()) == {"status": "failed", "message": "disk full"}
     assert not runs.is_complete(folder)
-    runs.finish(folder, "complete")
+    runs.note(folder, "complete")
     assert runs.is_complete(folder)
 
 

@@ -1,6 +1,7 @@
 """Batches of faces for Lightning: training images augmented, validation and test images clean."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -26,6 +27,7 @@ from deepfake.inputs import InputSpec
 PARTS = ("train", "val", "test")
 _PIECE_BYTES = 64e6  # of stored rows handed out at a time
 _VIEWS = 1  # raise it when augmentation or random crops give other pixels of the same numbers
+_LAST_SECONDS = 20  # that a loader process goes on for when it is told to end
 _BLOCK = 1024  # images handed to the threads at a time, so that the list of those waiting stays short
 
 
@@ -93,22 +95,30 @@ class EpochSampler(Sampler[tuple[int, int]]):
         seed: of the order.
         shuffle: whether there is another order each epoch, or none.
         views: how many there are of each image, shown one an epoch, in turn; None: another each epoch.
+        begun: an epoch, and how many of its first images are left out, for they have had their turn.
     """
 
-    def __init__(self, length: int, seed: int, shuffle: bool, views: int | None = None) -> None:
+    def __init__(
+        self, length: int, seed: int, shuffle: bool, views: int | None = None, begun: tuple[int, int] = (0, 0)
+    ) -> None:
         self.length, self.seed, self.shuffle, self.views, self.epoch = length, seed, shuffle, views, 0
+        self.begun = begun
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.length
+        return self.length - self._left_out
 
     def order(self) -> np.ndarray:
-        """Indices of the images, int (length,), in the order of the epoch."""
+        """Indices of the images, int (n,), in the order of the epoch."""
         if self.shuffle:
-            return random_for("order", self.seed, self.epoch).permutation(self.length)
-        return np.arange(self.length)
+            return random_for("order", self.seed, self.epoch).permutation(self.length)[self._left_out :]
+        return np.arange(self._left_out, self.length)
+
+    @property
+    def _left_out(self) -> int:
+        return self.begun[1] if self.epoch == self.begun[0] else 0
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         view = view_of(self.epoch, self.views)
@@ -137,8 +147,8 @@ class RowBlocks:
 
     Args:
         rows: one for each image of the part.
-        labels: int64 (n,).
-        order: int (n,), the images in the order of the epoch.
+        labels: int64 (N,), of all of them.
+        order: int (n,), the images to show, in the order of the epoch.
         size: rows of a piece; the last may be smaller.
     """
 
@@ -178,6 +188,7 @@ class FaceDataModule(L.LightningDataModule):
             one as they are read. `how` must be `device_augment.supported`.
 
     Attributes:
+        begun: an epoch of the training, and how many of its first images are left out, as `EpochSampler` has it.
         provider: whoever computes something once for every image and view. Asked at the beginning of each epoch with
             the module, the part and the epoch, it returns rows for the batches to hold in place of images, or None.
 
@@ -210,6 +221,7 @@ class FaceDataModule(L.LightningDataModule):
         self.preparation, self.step, self.device_augment = preparation, step or batch_size, device_augment
         self.images = PreparedImages(spec, cache, max_megapixels, preparation, cache_gb)
         self.provider: Callable[[FaceDataModule, str, int], Rows | None] | None = None
+        self.begun = 0, 0
         self._parts: dict[str, tuple[pd.DataFrame, pd.DataFrame]] = {}
 
     def rows(self, part: str) -> pd.DataFrame:
@@ -287,11 +299,13 @@ class FaceDataModule(L.LightningDataModule):
         return self._loader("test")
 
     def _loader(self, part: str) -> DataLoader | RowBlocks:
-        sampler = EpochSampler(len(self.rows(part)), self.seed, part == "train", self.views)
+        training = part == "train"
+        begun = self.begun if training else (0, 0)
+        sampler = EpochSampler(len(self.rows(part)), self.seed, training, self.views, begun)
+        # Where rows are provided or an epoch was begun before, the trainer asks anew for every epoch.
+        epoch = self.trainer.current_epoch if self.trainer and training else 0
+        sampler.set_epoch(epoch)
         if self.provider is not None:
-            # Asked anew for each epoch: the trainer's `reload_dataloaders_every_n_epochs` is 1 then.
-            epoch = self.trainer.current_epoch if self.trainer and part == "train" else 0
-            sampler.set_epoch(epoch)
             rows = self.provider(self, part, epoch)
             if rows is not None:
                 labels = torch.tensor(self.rows(part)["label"].to_numpy(np.int64))
@@ -307,7 +321,7 @@ class FaceDataModule(L.LightningDataModule):
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             collate_fn=collate,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_set_up_worker,
             # Of its own: a loader takes a number from it each epoch, and from PyTorch's own it would take dropout's,
             # so that a run would depend on whether its images are loaded or its rows provided.
             generator=torch.Generator(),
@@ -362,5 +376,9 @@ def normalise(images: Tensor, spec: InputSpec) -> Tensor:
     return (images.float() / 255 - mean) / std
 
 
-def _one_thread(_: Any) -> None:
+def _set_up_worker(_: Any) -> None:
     cv2.setNumThreads(1)  # a loader process is one thread among its siblings
+    # Ctrl-C and many a scheduler reach every process. The training ends by itself, after its step, for which it needs
+    # its loaders; and it ends them, or they would be waited for when it has failed to.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_LAST_SECONDS))

@@ -31,6 +31,7 @@ from deepfake.models.freezing import eval_frozen, is_member
 from deepfake.models.weights import load_weights
 
 CLASSES = 2  # real, generated
+_LARGEST = 2048  # pixels a side of what a network takes
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Stage:
 
 
 class _MeanOnce(nn.AdaptiveAvgPool2d):
-    """The mean over a map; what `Backbone.trunk` has pooled it lets pass, where PyTorch takes as long as for a map."""
+    """The mean over a map. What `Backbone.trunk` has pooled it lets pass: PyTorch would take long over one place."""
 
     def forward(self, features: Tensor) -> Tensor:
         return features if features.shape[-2:] == (1, 1) else super().forward(features)
@@ -83,7 +84,7 @@ class Backbone(nn.Module):
         self.head_members = _head_members(network)
         pool: Any = getattr(network, "global_pool", None)
         if isinstance(pool, SelectAdaptivePool2d) and isinstance(pool.pool, nn.AdaptiveAvgPool2d):
-            pool.pool = _MeanOnce(1)
+            pool.pool = _MeanOnce(1)  # type: ignore[assignment]
         self.splittable = type(network) in _STAGES
         self.stages = _STAGES.get(type(network), _grouped_stages)(network)
         _check_shared_out(network, self.stages, self.head_members, architecture)
@@ -221,11 +222,12 @@ def build_backbone(timm_name: str, weights: str, input_size: int | None = None, 
 def _create(timm_name: str, drop_rate: float) -> nn.Module:
     # A look-up first: create_model would take "hf-hub:..." for an order to download.
     if not timm.is_model(timm_name):
-        nearest = difflib.get_close_matches(timm_name, timm.list_models(), n=3, cutoff=0.0)
-        raise UserError(f"timm has no network named {timm_name!r}; the nearest names are {', '.join(nearest)}")
+        told = timm_name[:100]  # the name may be a checkpoint's, of any length
+        nearest = difflib.get_close_matches(told, timm.list_models(), n=3, cutoff=0.0)
+        raise UserError(f"timm has no network named {told!r}; the nearest names are {', '.join(nearest)}")
     try:
         return timm.create_model(timm_name, pretrained=False, drop_rate=drop_rate)
-    except RuntimeError as error:  # the name's tag, after the dot, is unknown
+    except (RuntimeError, ValueError) as error:  # the name's tag, after the dot, is unknown or none
         architecture = timm_name.split(".")[0]
         tags = timm.list_pretrained(f"{architecture}.*")
         raise UserError(
@@ -248,6 +250,8 @@ def _replace_classifier(network: Any, timm_name: str) -> None:
 def _resize_input(network: Any, timm_name: str, size: int, native: int) -> None:
     """Make the network take images of that size, after its weights have been loaded at its native size."""
     try:
+        if size > _LARGEST:  # before it fills the memory: it may be a checkpoint's
+            raise ValueError(f"more than {_LARGEST} pixels a side")
         if hasattr(network, "set_input_size"):  # transformers: interpolates the position embedding
             patch = max(network.patch_embed.patch_size)
             if size % patch:

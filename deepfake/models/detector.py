@@ -18,6 +18,8 @@ from deepfake.models.freezing import freeze, is_member
 from deepfake.models.store import restored
 
 PARTS = ("train", "val", "test")
+MEASURES = ("accuracy", "precision", "recall", "f1", "auroc", "ap")
+COUNTS = ("tn", "fp", "fn", "tp")  # real called real, real called fake, fake called real, fake called fake
 _PREFIX = "backbone.network."  # of the network's tensors in the detector's state dict
 
 
@@ -44,6 +46,10 @@ class DetectorModule(L.LightningModule):
 
     Attributes:
         trunk: runs the frozen stages, if anything else than the backbone itself shall.
+        after_step: called after every step of the optimizer.
+        seen: of each part, logits, label and index of the batches of the epoch under way, or of the last.
+        figures: of each part, what came out of its last epoch: loss, `MEASURES` and `COUNTS`.
+        steps_in_all: of a training that nothing ends early, as the cosine counts them.
     """
 
     monitor = "val/loss"
@@ -70,11 +76,11 @@ class DetectorModule(L.LightningModule):
         self._apart = backbone.trunk_depth == len(backbone.stages) and _images_stand_alone(backbone)
         self.lr, self.scheduler, self.epochs = lr, scheduler or SchedulerConfig(), epochs
         self.record = record or {}
-        # Modules, so that they follow the device; under names of their own, for "train" is a module's method.
-        self.metrics = torch.nn.ModuleDict({f"{part}_metrics": metric_collection(f"{part}/") for part in PARTS})
-        self.confusions = torch.nn.ModuleDict({f"{part}_confusion": confusion() for part in PARTS})
-        # Margin, label and index of every image of the part that was last validated or tested.
-        self.outputs: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.after_step: Callable[[], object] = lambda: None
+        self.seen: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {part: [] for part in PARTS}
+        self.figures: dict[str, dict[str, float]] = {}
+        self.steps_in_all: int | None = None
+        self._goes_on = False  # whether the epoch to begin was begun before
 
     def forward(self, images: Tensor) -> Tensor:
         """P(fake), float32 (N,), of normalised images float32 (N, 3, H, W)."""
@@ -85,23 +91,40 @@ class DetectorModule(L.LightningModule):
         logits = self.backbone(*self._inputs({"image": images})).float()
         return logits[:, 1] - logits[:, 0]
 
+    def on_train_epoch_start(self) -> None:
+        if not self._goes_on:
+            self.seen["train"].clear()
+        self._goes_on = False
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         optimizer: Any = self.optimizers()
         inputs, start = self._inputs(batch)
-        seen, losses = [], []
+        losses: list[Tensor] = []
         for piece, last in self._pieces(batch, batch_idx):
             labels = batch["label"][piece]
             logits = self.backbone(inputs[piece], start).float()
             each = F.cross_entropy(logits, labels, reduction="none")
             self.manual_backward((each * self._weights(len(labels), each.device)).sum())
-            seen.append(logits.detach())
+            self.seen["train"].append((logits.detach(), labels, batch["index"][piece]))
             losses.append(each.detach())
             if last:
                 optimizer.step()
                 optimizer.zero_grad()
                 if isinstance(self.scheduler, CosineConfig):
                     self._scheduler.step()
-        # The mean over the images, as is: of the steps' losses only the gradients are divided.
+                self._leave_here(losses, batch_idx)
+        self._expect_finite(losses, batch_idx)
+        if self.trainer.is_last_batch:
+            self._measure("train")
+
+    def _leave_here(self, losses: list[Tensor], batch_idx: int) -> None:
+        try:
+            self.after_step()
+        except BaseException:
+            self._expect_finite(losses, batch_idx)  # else it would be kept to go on from
+            raise
+
+    def _expect_finite(self, losses: list[Tensor], batch_idx: int) -> None:
         loss = torch.cat(losses).mean()
         if not torch.isfinite(loss):
             raise UserError(
@@ -109,7 +132,6 @@ class DetectorModule(L.LightningModule):
                 f"finite number. Lower lr (now {self.lr:g}) or use trainer.precision=32-true; the best checkpoint "
                 f"so far is kept."
             )
-        self._record("train", loss, torch.cat(seen), batch["label"])
 
     def _inputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
         """What the backbone goes on from, and after how many of its stages."""
@@ -147,35 +169,61 @@ class DetectorModule(L.LightningModule):
         return self.lr_schedulers()
 
     def on_validation_epoch_start(self) -> None:
-        self.outputs.clear()
+        self.seen["val"].clear()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self._judge("val", batch)
 
+    def on_validation_epoch_end(self) -> None:
+        self._measure("val")
+
     def on_test_epoch_start(self) -> None:
-        self.outputs.clear()
+        self.seen["test"].clear()
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self._judge("test", batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._measure("test")
 
     def _judge(self, part: str, batch: dict[str, Tensor]) -> None:
         inputs, start = self._inputs(batch)
         # Rows come in pieces of many batches, which would be too many for the memory of stages that train.
         logits = torch.cat([self.backbone(piece, start).float() for piece in inputs.split(self.batch_size)])
-        self._record(part, F.cross_entropy(logits, batch["label"]), logits, batch["label"])
-        margins = logits[:, 1] - logits[:, 0]
-        self.outputs.append((margins.cpu(), batch["label"].cpu(), batch["index"].cpu()))
+        self.seen[part].append((logits, batch["label"], batch["index"]))
 
-    def _record(self, part: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+    def seen_so_far(self, part: str) -> dict[str, Tensor]:
+        """logits float32 (n, 2), label and index int64 (n,) of the images of the epoch, on the processor."""
+        columns = zip(*self.seen[part], strict=True)
+        return {
+            name: torch.cat(column).cpu() for name, column in zip(("logits", "label", "index"), columns, strict=True)
+        }
+
+    def go_on_with(self, seen: dict[str, Tensor]) -> None:
+        """Have the next epoch be the rest of one that was begun: `seen_so_far` of its training part."""
+        self.seen["train"] = [(seen["logits"], seen["label"], seen["index"])]
+        self._goes_on = True
+
+    def outputs(self, part: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Margin float32, label and index int64, each (n,), of every image of a part that was judged."""
+        seen = self.seen_so_far(part)
+        return seen["logits"][:, 1] - seen["logits"][:, 0], seen["label"], seen["index"]
+
+    def _measure(self, part: str) -> None:
+        """Figures of the whole epoch at once: they do not depend on how it came in batches."""
+        if not self.seen[part]:
+            return
+        seen = self.seen_so_far(part)
+        logits, labels = seen["logits"], seen["label"]
         probabilities = logits.softmax(1)[:, 1]
-        metrics: Any = self.metrics[f"{part}_metrics"]
-        metrics.update(probabilities, labels)
-        counts: Any = self.confusions[f"{part}_confusion"]
-        counts.update(probabilities, labels)
+        measured = metric_collection("")(probabilities, labels)
+        figures = {"loss": F.cross_entropy(logits, labels).item()} | {name: float(measured[name]) for name in MEASURES}
+        counts = confusion()(probabilities, labels).ravel().tolist()
+        self.figures[part] = figures | dict(zip(COUNTS, counts, strict=True))
         # Not to the dashboard: `Recorder` writes there, by epoch. Lightning would write a second time, by step.
-        how: Any = {"on_step": False, "on_epoch": True, "logger": False}
-        self.log(f"{part}/loss", loss, batch_size=len(labels), prog_bar=True, **how)
-        self.log_dict(metrics, **how)
+        how: Any = {"on_step": False, "on_epoch": True, "logger": False, "batch_size": len(labels)}
+        self.log(f"{part}/loss", figures.pop("loss"), prog_bar=True, **how)
+        self.log_dict({f"{part}/{name}": value for name, value in figures.items()}, **how)
 
     def configure_optimizers(self) -> Any:
         """Adam over what trains, and the scheduler in Lightning's form."""
@@ -192,7 +240,7 @@ class DetectorModule(L.LightningModule):
                 "lr_scheduler": {"scheduler": plateau, "monitor": self.monitor, "interval": "epoch"},
             }
         if isinstance(s, CosineConfig):
-            steps = self._steps()
+            steps = self.steps_in_all = self.steps_in_all or self._steps()
             warmup = round(steps * s.warmup_epochs / self.epochs)
             cosine = torch.optim.lr_scheduler.LambdaLR(
                 optimizer, lambda step: cosine_factor(step, steps, warmup, s.final_factor)
@@ -208,14 +256,28 @@ class DetectorModule(L.LightningModule):
             batches = math.ceil(len(rows) / self.batch_size)
         return max(1, self.epochs * math.ceil(batches / self.accumulate))
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Beside what trains: the architecture and how an image must be prepared, as plain data.
+    def trained_state(self) -> dict[str, Tensor]:
+        """The state dict without what is frozen: that never changes and may be a hundred times as much."""
+        frozen = {_PREFIX + name for name in self._frozen_names}
+        return {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}
 
-        What is frozen never changes and may be a hundred times as much: left out, and told by its hash. See
-        `complete`.
+    def load_trained(self, state: dict[str, Tensor], frozen: str) -> None:
+        """Take on a `trained_state`.
+
+        Args:
+            state: of a module of the same settings.
+            frozen: the hash of its frozen weights, as `description` tells it.
+
+        Raises:
+            UserError: they are others than these.
         """
+        self._expect_frozen(frozen)
+        self.load_state_dict(self.state_dict() | state)
+
+    def description(self) -> dict[str, Any]:
+        """The architecture, how an image must be prepared, and what is frozen, told by its hash: plain data."""
         spec = self.backbone.input_spec
-        checkpoint["deepfake"] = {
+        return {
             "architecture": self.backbone.architecture,
             "classes": ["real", "fake"],
             "input": {
@@ -229,8 +291,11 @@ class DetectorModule(L.LightningModule):
             "trunk_precision": getattr(self.trunk, "precision", "float32"),
             **self.record,
         }
-        for name in self._frozen_names:
-            del checkpoint["state_dict"][_PREFIX + name]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Beside what trains, plain data that says what it is; see `complete`."""
+        checkpoint["deepfake"] = self.description()
+        checkpoint["state_dict"] = self.trained_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.complete(checkpoint)
@@ -241,14 +306,16 @@ class DetectorModule(L.LightningModule):
         Raises:
             UserError: it was made with other frozen weights than these.
         """
-        found = checkpoint["deepfake"]["frozen"]
+        self._expect_frozen(checkpoint["deepfake"]["frozen"])
+        own = self.backbone.network.state_dict()
+        checkpoint["state_dict"] |= {_PREFIX + name: own[name] for name in self._frozen_names}
+
+    def _expect_frozen(self, found: str) -> None:
         if found != self._frozen_hash:
             raise UserError(
                 f"the checkpoint was made with other weights in the frozen stages (sha256 {found[:8]}...) than "
                 f"model.weights gives now ({self._frozen_hash[:8]}...): name the file that it was made with."
             )
-        own = self.backbone.network.state_dict()
-        checkpoint["state_dict"] |= {_PREFIX + name: own[name] for name in self._frozen_names}
 
     @functools.cached_property
     def _frozen_names(self) -> set[str]:

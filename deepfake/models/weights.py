@@ -10,9 +10,11 @@ import http.client
 import importlib
 import os
 import re
+import reprlib
 import threading
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from deepfake.errors import UserError
+from deepfake.untrusted import expect_file, expect_safe_environment
 
 PROBE_SECONDS = 3.0
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -53,11 +56,7 @@ def load_weights(network: nn.Module, timm_name: str, weights: str) -> str:
     """
     if weights == "none":
         return "random (weights=none)"
-    if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "0") not in ("", "0"):
-        raise UserError(
-            "weights are loaded only where a file cannot run code: found TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD in "
-            "the environment, which lifts that guard; unset it"
-        )
+    expect_safe_environment()
     if weights == "pretrained":
         return _load_pretrained(network, timm_name)
     if weights == "package":
@@ -217,13 +216,15 @@ def _load_file(network: nn.Module, timm_name: str, path: Path) -> str:
     kept = {key: tensor for key, tensor in own.items() if key.startswith(classifier) or _is_counter(key, state)}
 
     expected = own.keys() - kept.keys()
+    shared = expected & state.keys()
     problems = {
         "missing": sorted(expected - state.keys()),
         "unexpected": sorted(state.keys() - expected),
-        "of another shape": sorted(key for key in expected & state.keys() if state[key].shape != own[key].shape),
+        "of another shape": sorted(key for key in shared if state[key].shape != own[key].shape),
+        "of another kind of number": sorted(key for key in shared if _kind(state[key]) != _kind(own[key])),
     }
     if any(problems.values()):
-        found = ", ".join(f"{len(keys)} {kind} (first {keys[0]})" for kind, keys in problems.items() if keys)
+        found = ", ".join(f"{len(keys)} {kind} (first {keys[0]:.100})" for kind, keys in problems.items() if keys)
         raise UserError(
             f"{path} must hold {timm_name}'s {len(expected)} tensors, classifier aside: found {found}; "
             "the file seems to be for another network: give the model it belongs to, or another file"
@@ -239,14 +240,10 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"weights must be pretrained, package, none or a file that ends in {', '.join(SUFFIXES)}: "
             f"found {str(path)!r}; choose one of these"
         )
-    if not path.is_file():
+    if not os.path.isfile(path):  # False also for what no file can be called
         raise UserError(f"weights: there is no file {path}; check model.weights")
     try:
-        content: object = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        content: object = load_file(path) if path.suffix == ".safetensors" else read_checkpoint(path)
     except Exception as error:  # damaged bytes lead anywhere: from KeyError to struct.error
         raise UserError(
             f"{path} could not be read as weights: it is damaged, or holds more than tensors "
@@ -262,12 +259,37 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"{'without entries' if isinstance(content, Mapping) else ''}; save the network's state_dict()"
         )
     for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
+        if not isinstance(key, str) or not _is_plain(value):
+            found = "a tensor without its numbers" if isinstance(value, Tensor) else type(value).__name__
             raise UserError(
-                f"{path} must hold a state dict (tensors by name), found {key!r}: {type(value).__name__}; "
+                f"{path} must hold a state dict (tensors by name), found {reprlib.repr(key)}: {found}; "
                 "save the network's state_dict() alone"
             )
     return dict(content)
+
+
+def read_checkpoint(path: Path) -> Any:
+    """What `torch.save` wrote: tensors and plain data. Nothing in the file runs.
+
+    Raises:
+        Exception: of any kind, as the damaged bytes lead to it; or the file holds something else.
+    """
+    expect_file(path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            # torch.save never compresses. What unpacks to more than it is was made to fill the memory.
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                raise ValueError("an archive that would unpack to more than the file is")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _is_plain(value: object) -> bool:
+    """A tensor whose numbers are all in the file, not one that only claims a shape."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()
 
 
 def _classifier_prefixes(network: Any) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ def write_inputs(
     settings = asdict(cfg)
     settings["data"]["root"] = str(root.absolute())  # to be found from anywhere
     write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-    write_json(folder / "environment.json", runs.environment())
+    write_json(folder / runs.ENVIRONMENT, runs.environment())
     write_catalogue(table, folder / "manifest.csv")
     if audit is not None:
         write_json(folder / "audit.json", audit)

@@ -14,11 +14,8 @@ from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
-from deepfake.files import write_text
+from deepfake.files import write_bytes
 from deepfake.reporting import figures
-
-_MEASURES = ("loss", "accuracy", "precision", "recall", "f1", "auroc", "ap")
-_COUNTS = ("tn", "fp", "fn", "tp")
 
 
 class Recorder(L.Callback):
@@ -32,11 +29,20 @@ class Recorder(L.Callback):
     def __init__(self, folder: Path, image_grid: int = 0) -> None:
         self.folder, self.image_grid = folder, image_grid
         self.rows: list[dict[str, float]] = []
+        self.seconds: list[float] = []  # each epoch took
         self._began = 0.0
 
     def history(self) -> pd.DataFrame:
         """metrics.csv as a table."""
         return pd.DataFrame(self.rows)
+
+    def write(self) -> None:
+        """metrics.csv, the same in every run of the same settings, and seconds.csv, which is not."""
+        # Not waited for: the rows are in the checkpoint too. Nine digits give a float32 back exactly.
+        metrics = self.history().to_csv(index=False, float_format="%.9g")
+        write_bytes(self.folder / "metrics.csv", metrics.encode(), durable=False)
+        seconds = pd.DataFrame({"epoch": [row["epoch"] for row in self.rows], "seconds": self.seconds})
+        write_bytes(self.folder / "seconds.csv", seconds.to_csv(index=False).encode(), durable=False)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         board, data = _board(trainer), getattr(trainer, "datamodule", None)
@@ -61,26 +67,22 @@ class Recorder(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lightning calls this after validation, so that both parts' figures are there."""
-        seen = trainer.callback_metrics
         row: dict[str, float] = {
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
             "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
-            "seconds": round(time.monotonic() - self._began, 3),
         }
-        confusions: Any = pl_module.confusions
+        figures: Any = pl_module.figures
         for part in ("train", "val"):
-            row |= {f"{part}/{m}": float(seen[f"{part}/{m}"]) for m in _MEASURES}
-            counts = confusions[f"{part}_confusion"].compute().cpu().numpy()
-            row |= {f"{part}/{name}": int(n) for name, n in zip(_COUNTS, counts.ravel(), strict=True)}
-            confusions[f"{part}_confusion"].reset()
+            row |= {f"{part}/{name}": value for name, value in figures[part].items()}
         self.rows.append(row)
-        # Nine digits give a float32 back exactly.
-        write_text(self.folder / "metrics.csv", self.history().to_csv(index=False, float_format="%.9g"))
+        self.seconds.append(round(time.monotonic() - self._began, 3))
+        self.write()
 
         board = _board(trainer)
         if board is not None:
             scalars = {name: value for name, value in row.items() if name not in ("epoch", "step")}
+            scalars["seconds"] = self.seconds[-1]
             board.log_metrics({k: v for k, v in scalars.items() if math.isfinite(v)}, step=trainer.current_epoch)
 
 

@@ -281,7 +281,7 @@ def test_metrics_of_every_epoch_are_those_of_sklearn() -> None:
 
     class Validated(L.Callback):
         def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-            margins, labels, index = (torch.cat(column).numpy() for column in zip(*module.outputs, strict=True))
+            margins, labels, index = (column.numpy() for column in module.outputs("val"))
             probabilities = 1 / (1 + np.exp(-margins))
             assert index.tolist() == list(range(14))
             validated.append((labels, probabilities))

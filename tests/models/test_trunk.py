@@ -146,10 +146,10 @@ def fit(manifest: pd.DataFrame, faces: Path, tmp_path: Path, monkeypatch: pytest
             deterministic=True,
         )
         trainer.fit(module, datamodule=data)
-        history = pd.read_csv(tmp_path / "metrics.csv").drop(columns="seconds")
+        history = pd.read_csv(tmp_path / "metrics.csv")
         trainer.test(module, datamodule=data, verbose=False)
         figures = {key: float(value) for key, value in trainer.callback_metrics.items()}
-        margins, _, index = (torch.cat(column) for column in zip(*module.outputs, strict=True))
+        margins, _, index = module.outputs("val")
         assert index.tolist() == list(range(len(data.rows("test"))))
         return Fitted(history, figures, margins, backbone.network.state_dict(), passes)
 

@@ -52,10 +52,16 @@ def board(folder: Path) -> EventAccumulator:
 
 def test_one_row_an_epoch_with_every_figure_of_both_parts(rows: pd.DataFrame) -> None:
     figures = [f"{part}/{name}" for part in ("train", "val") for name in MEASURES + COUNTS]
-    assert list(rows.columns) == ["epoch", "step", "lr", "seconds", *figures]
+    assert list(rows.columns) == ["epoch", "step", "lr", *figures]
     assert rows["epoch"].tolist() == list(range(EPOCHS))
     assert rows.notna().all(axis=None)
-    assert rows["seconds"].gt(0).all()
+
+
+def test_how_long_an_epoch_took_stands_apart(folder: Path) -> None:
+    """Another run of the same settings has the same metrics.csv."""
+    seconds = pd.read_csv(folder / "seconds.csv")
+    assert seconds["epoch"].tolist() == list(range(EPOCHS))
+    assert seconds["seconds"].gt(0).all()
 
 
 def test_steps_and_learning_rates_are_those_of_the_epochs_end(rows: pd.DataFrame, folder: Path) -> None:
@@ -83,7 +89,7 @@ def test_the_dashboard_has_the_names_and_values_of_the_file(rows: pd.DataFrame, 
     scalars = set(board.Tags()["scalars"])
     assert names <= scalars
     # Beside them: the learning rate of every step, the final figures, and Lightning's own count of epochs.
-    assert {name for name in scalars - names if not name.startswith("final/")} <= {"lr-Adam", "epoch"}
+    assert {name for name in scalars - names if not name.startswith("final/")} <= {"lr-Adam", "epoch", "seconds"}
     for name in names:
         events = board.Scalars(name)
         assert [event.step for event in events] == rows["epoch"].tolist(), name
