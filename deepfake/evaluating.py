@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import math
+import reprlib
 import shlex
 import shutil
 import sys
@@ -16,12 +17,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
@@ -36,8 +37,9 @@ from torch.utils.tensorboard import SummaryWriter
 from deepfake import runs
 from deepfake.analysis.shortcuts import Shortcut, metadata_shortcuts, spectrum_shortcut
 from deepfake.analysis.spectra import gray, power_spectrum, radial_profile
-from deepfake.config import EvaluateConfig, SyntheticConfig
-from deepfake.console import log, logging_to_terminal, progress, terminal
+from deepfake.checkpoints import copy_checkpoint
+from deepfake.config import EvaluateConfig, RobustnessConfig, SyntheticConfig
+from deepfake.console import log, logging_to_terminal, named, progress, terminal
 from deepfake.data.catalog import parents, read_catalogue, refuse_two_labels, safe_csv, write_catalogue
 from deepfake.data.datamodule import normalise
 from deepfake.data.groups import near_to
@@ -50,13 +52,15 @@ from deepfake.evaluation.calibration import Calibration, calibrate
 from deepfake.evaluation.differences import delong, mcnemar, paired_bootstrap
 from deepfake.evaluation.metrics import INTERVALS, MEASURES, bootstrap_intervals, scores
 from deepfake.files import write_json, write_text
-from deepfake.judging import Detector, Judged, combination
+from deepfake.judging import MEMBERS, Detector, Judged, combination
 from deepfake.models.backbones import build_backbone
 from deepfake.models.trunk import Inference
 from deepfake.reporting import evaluation_figures as drawn
+from deepfake.reporting.comparison import read_summary
 from deepfake.reporting.figures import confusion_figure, save
 from deepfake.reporting.record import predictions
 from deepfake.reporting.recorder import show
+from deepfake.untrusted import expect_file, read_json, read_yaml
 
 UNJUDGED = 3  # exit status: done, with images that could not be judged
 SEEN = "seen"  # status of an image that a run was trained or calibrated on
@@ -149,12 +153,23 @@ def _other_images(cfg: EvaluateConfig, manifests: Sequence[pd.DataFrame]) -> Ima
 
 
 def _settings(folder: Path) -> dict[str, Any]:
+    """What of a run's settings is used here: names and numbers, never objects."""
+    expected: dict[str, dict[str, Any]] = {
+        "data": {"root": str, "max_megapixels": (int, float)},
+        "model": {"timm": str, "weights": str, "input_size": (int, NoneType)},
+    }
     try:
-        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        settings["data"]["root"], settings["data"]["max_megapixels"], settings["model"]["timm"]
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+        settings = read_yaml(folder / "config.yaml")
+        for section, kinds in expected.items():
+            for name, kind in kinds.items():
+                value = settings[section][name]
+                if not isinstance(value, kind) or isinstance(value, bool):
+                    raise ValueError(f"{section}.{name}={reprlib.repr(value)}")
+        if not 0 < settings["data"]["max_megapixels"] < math.inf:
+            raise ValueError(f"data.max_megapixels={settings['data']['max_megapixels']}")
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder / 'config.yaml'}: expected the settings of a run, found {error!r}.") from error
-    return settings
+    return {section: {name: settings[section][name] for name in kinds} for section, kinds in expected.items()}
 
 
 def _judged(cfg: EvaluateConfig, detector: Detector, images: Images) -> pd.DataFrame:
@@ -199,16 +214,18 @@ def _pixels(images: Images, path: str, sha256: str) -> NDArray[np.uint8]:
 
 
 def _report(cfg: EvaluateConfig, folder: Path, images: Images, began: float) -> int:
-    output = _output(cfg, folder, images)
+    output = output_folder(cfg, "evaluation", folder, images)
     runs.expect_writable(output, "output")
     detector = Detector.load(folder, cfg.engine, cfg.tta)
+    settings = _settings(folder) if cfg.baselines else {}
     table = _judged(cfg, detector, images)
     there = (table["status"] == "ok").to_numpy()
     judged = table[there].reset_index(drop=True)
     facts = _facts(judged, detector.calibration, cfg.threshold)
     pairs = parents(images.table[there]) if cfg.pairs is None else cfg.pairs
     by_source = _by_source(judged, facts["threshold"]["value"], pairs)
-    beside = _baselines(cfg, folder, images, images.table[there], facts) if cfg.baselines else []
+    how = detector.members[0].preparation
+    beside = _baselines(cfg, folder, settings, how, images, images.table[there], facts) if cfg.baselines else []
     not_judged = table.loc[~there, "status"].value_counts().to_dict()
     content = {
         "run": folder.name,
@@ -231,8 +248,9 @@ def _report(cfg: EvaluateConfig, folder: Path, images: Images, began: float) -> 
         write_json(output / "evaluation.json", _plain(content))
     except OSError as error:
         raise runs.unwritable(output, error.strerror, "output") from error
-    if (folder / "tensorboard").is_dir():
-        _to_tensorboard(folder / "tensorboard", output.name, facts, pictures)
+    board = folder / "tensorboard"
+    if board.is_dir() and not board.is_symlink():
+        _to_tensorboard(board, output.name, facts, pictures)
     _print(facts, by_source, beside, caption, f"{images.of}, {folder.name}")
     if not_judged:
         log.warning("not judged: %s", ", ".join(f"{count} {status}" for status, count in not_judged.items()))
@@ -240,11 +258,19 @@ def _report(cfg: EvaluateConfig, folder: Path, images: Images, began: float) -> 
     return UNJUDGED if set(not_judged) - {SEEN} else 0
 
 
-def _output(cfg: EvaluateConfig, folder: Path, images: Images) -> Path:
+def output_folder(cfg: EvaluateConfig | RobustnessConfig, what: str, folder: Path, images: Images) -> Path:
+    """Where the answers go: as asked, or into the run's own folder.
+
+    Raises:
+        UserError: there a link stands in for it, which whoever made the run may have laid to anywhere.
+    """
     if cfg.output is not None:
         return Path(cfg.output).expanduser()
-    parts = ["evaluation", *([] if images.own else [images.key]), *([] if cfg.tta == "none" else [cfg.tta])]
-    return folder / "-".join(parts)
+    parts = [what, *([] if images.own else [images.key]), *([] if cfg.tta == "none" else [cfg.tta])]
+    output = folder / "-".join(parts)
+    if output.is_symlink():
+        raise UserError(f"output: expected a folder in the run, found a link {output}. Name one with output=FOLDER.")
+    return output
 
 
 def _facts(judged: pd.DataFrame, calibration: Calibration, threshold: str) -> dict[str, Any]:
@@ -376,7 +402,13 @@ def _to_tensorboard(board: Path, name: str, facts: Mapping[str, Any], pictures: 
 
 
 def _baselines(
-    cfg: EvaluateConfig, folder: Path, images: Images, judged: pd.DataFrame, facts: Mapping[str, Any]
+    cfg: EvaluateConfig,
+    folder: Path,
+    settings: Mapping[str, Any],
+    how: Preparation,
+    images: Images,
+    judged: pd.DataFrame,
+    facts: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """What shallower judges reach on the same images, then the run: name, balanced accuracy and AUROC with intervals.
 
@@ -385,7 +417,6 @@ def _baselines(
     if not {0, 1} <= set(judged["label"]):
         log.warning("baselines  not told: the images are of one class")
         return []
-    settings = _settings(folder)
     manifest = read_catalogue(folder / "manifest.parquet")
     train = manifest[manifest["split"] == "train"]
     together = pd.concat([train.assign(split="train"), judged.assign(split="test")], ignore_index=True)
@@ -397,7 +428,7 @@ def _baselines(
         _of_shortcut("metadata tree", metadata),
     ]
     try:
-        profiles, features, kept = _looked_at(cfg, folder, settings, together, roots, images)
+        profiles, features, kept = _looked_at(cfg, settings, how, together, roots, images)
     except UserError as error:  # the original weights or the training images are not at hand
         log.warning("baselines  spectrum and frozen features are not told: %s", error)
     else:
@@ -442,8 +473,8 @@ def _of_features(features: NDArray[np.float32], labels: NDArray, parts: NDArray)
 
 def _looked_at(
     cfg: EvaluateConfig,
-    folder: Path,
     settings: Mapping[str, Any],
+    how: Preparation,
     table: pd.DataFrame,
     roots: Sequence[Path],
     images: Images,
@@ -456,7 +487,6 @@ def _looked_at(
     model = settings["model"]
     backbone = build_backbone(model["timm"], model["weights"], model["input_size"]).eval()
     spec, network = backbone.input_spec, Inference(backbone, 0, cfg.engine, "float32", torch.device("cpu"))
-    how = Preparation(**{name: value for name, value in _preparation(folder).items() if name != "size"})
     prepared = PreparedImages(spec, cache_folder(cfg.data), images.max_megapixels, how)
 
     def look(row: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]] | None:
@@ -486,10 +516,6 @@ def _looked_at(
     if len(kept) < len(table):
         log.warning("baselines  %d images can no longer be read and are left out of them", len(table) - len(kept))
     return np.stack(profiles), np.concatenate(features), np.array(kept)
-
-
-def _preparation(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / runs.SUMMARY).read_text(encoding="utf-8"))["preparation"]
 
 
 # ------------------------------------------------------------------------------------------------- on the terminal
@@ -546,7 +572,7 @@ def _source_table(by_source: pd.DataFrame, caption: str) -> Table:
         against = "" if row["label"] == 0 else ("all reals" if pd.isna(row["parent"]) else str(row["parent"]))
         figures = [_figure(row[m], (row[f"{m}_low"], row[f"{m}_high"])) for m in ("auroc", "ap", "fnr", "fpr")]
         # Names of sources come from folders: a plain string would be read as markup.
-        table.add_row(Text(str(row["source"])), Text(against), f"{row['images']:,}", *figures)
+        table.add_row(named(row["source"]), named(against), f"{row['images']:,}", *figures)
     told = sources.summary(by_source)
     table.add_section()
     mean = [
@@ -560,7 +586,7 @@ def _source_table(by_source: pd.DataFrame, caption: str) -> Table:
 
 def _worst(told: Mapping[str, Any], measure: str, which: str) -> Text:
     source = told[f"{measure}_{which}_source"]
-    return _figure(told[f"{measure}_{which}"]) + Text(f" {source}" if source else "")
+    return _figure(told[f"{measure}_{which}"]) + named(f" {source}" if source else "")
 
 
 def _baseline_table(beside: Sequence[Mapping[str, Any]], caption: str) -> Table:
@@ -577,7 +603,7 @@ def _baseline_table(beside: Sequence[Mapping[str, Any]], caption: str) -> Table:
 
 def _table(title: str, heads: Sequence[str], caption: str) -> Table:
     table = Table(
-        title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, caption=Text(caption), caption_justify="left"
+        title=named(title), title_justify="left", box=box.SIMPLE_HEAD, caption=named(caption), caption_justify="left"
     )
     for number, head in enumerate(heads):
         table.add_column(head, justify="left" if number == 0 else "right")
@@ -623,7 +649,11 @@ def ensemble(cfg: EvaluateConfig, members: Sequence[Path]) -> Path:
     for member in members:
         if (member / runs.ENSEMBLE).exists():
             raise UserError(f"run={member}: expected a run as a member, found an ensemble. Name its members instead.")
+    if len(members) > MEMBERS:
+        raise UserError(f"run: expected at most {MEMBERS} members of an ensemble, found {len(members)}.")
     try:
+        for member in members:
+            expect_file(member / runs.BEST)
         digests = [hashlib.sha256((member / runs.BEST).read_bytes()).hexdigest() for member in members]
     except OSError as error:
         raise UserError(
@@ -640,15 +670,19 @@ def ensemble(cfg: EvaluateConfig, members: Sequence[Path]) -> Path:
     parts = {part: _shared_part(members, part) for part in _PARTS}
     calibrations = [_calibration(member) for member in members]
     validation, margins = parts["val"]
-    weights = _stacked(validation["label"].to_numpy(), margins, calibrations) if how == "stacked" else []
-    combine = combination(how, calibrations, weights)
-    calibration = calibrate(validation["label"].to_numpy(), combine(margins))
+    try:
+        weights = _stacked(validation["label"].to_numpy(), margins, calibrations) if how == "stacked" else []
+        combine = combination(how, calibrations, weights)
+        calibration = calibrate(validation["label"].to_numpy(), combine(margins))
+    except ValueError as error:
+        raise UserError(f"run: expected validation images that an ensemble can be fitted on: {error}.") from error
+    summary = _ensemble_summary(folder, members, how)
     runs.begin(folder)
     names = [f"{number}-{member.name}.ckpt" for number, member in enumerate(members)]
     try:
         (folder / "members").mkdir()
         for member, name in zip(members, names, strict=True):
-            shutil.copyfile(member / runs.BEST, folder / "members" / name)
+            copy_checkpoint(member / runs.BEST, folder / "members" / name)
         shutil.copyfile(members[0] / "config.yaml", folder / "config.yaml")
         write_catalogue(_together([read_catalogue(member / "manifest.parquet") for member in members]),
                         folder / "manifest.csv")  # fmt: skip
@@ -659,11 +693,11 @@ def ensemble(cfg: EvaluateConfig, members: Sequence[Path]) -> Path:
             table = predictions(rows, np.arange(len(rows)), combine(each), calibration)
             write_text(folder / f"{part}_predictions.csv", safe_csv(table))
             verdicts[part] = _verdict(table)
-        summary = _ensemble_summary(folder, members, how) | verdicts | {"calibration": calibration.as_dict()}
+        summary |= verdicts | {"calibration": calibration.as_dict()}
         write_json(folder / runs.SUMMARY, _plain(summary))
-        runs.finish(folder, "complete")
+        runs.note(folder, "complete")
     except OSError as error:
-        runs.finish(folder, "failed", str(error))
+        runs.note(folder, "failed", str(error))
         raise runs.unwritable(folder, error.strerror) from error
     log.info("ensemble   %s of %d runs in %s", how, len(members), folder)
     return folder
@@ -703,22 +737,25 @@ def _predicted(member: Path, part: str) -> pd.DataFrame:
     """A part of a run's manifest with the stored margins."""
     manifest = read_catalogue(member / "manifest.parquet")
     rows = manifest[manifest["split"] == part].reset_index(drop=True)
+    file = member / f"{part}_predictions.csv"
     try:
-        stored = pd.read_csv(member / f"{part}_predictions.csv", keep_default_na=False, float_precision="round_trip")
+        expect_file(file)
+        stored = pd.read_csv(file, dtype={"path": str}, keep_default_na=False, float_precision="round_trip")
         # A CSV has an apostrophe before what a spreadsheet would take for a formula.
         names = [table["path"].str.removeprefix("'").tolist() for table in (stored, rows)]
         if names[0] != names[1]:
             raise ValueError(f"{len(stored)} rows that are not those of its manifest ({len(rows)})")
-        return rows.assign(margin=stored["margin"].to_numpy(np.float64))
+        margins = stored["margin"].to_numpy(np.float64)
+        if not np.isfinite(margins).all():
+            raise ValueError("margins that are no finite numbers")
+        return rows.assign(margin=margins)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{member / f'{part}_predictions.csv'}: expected the run's predictions, found {error}"
-        ) from error
+        raise UserError(f"{file}: expected the run's predictions, found {error}") from error
 
 
 def _calibration(member: Path) -> Calibration:
     try:
-        return Calibration.from_dict(json.loads((member / runs.SUMMARY).read_text(encoding="utf-8"))["calibration"])
+        return Calibration.from_dict(read_json(member / runs.SUMMARY)["calibration"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{member / runs.SUMMARY}: expected a calibrated run, found {error}. Train it whole."
@@ -741,8 +778,12 @@ def _verdict(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _ensemble_summary(folder: Path, members: Sequence[Path], how: str) -> dict[str, Any]:
-    """What `deepfake.recap` shows of it. Epochs and a training part it has none."""
-    told = [json.loads((member / runs.SUMMARY).read_text(encoding="utf-8")) for member in members]
+    """What `deepfake.recap` shows of it. Epochs and a training part it has none.
+
+    Raises:
+        UserError: a member's summary cannot be used.
+    """
+    told = [read_summary(member / runs.SUMMARY) for member in members]
 
     def each(key: str) -> str:
         return "+".join(dict.fromkeys(str(summary[key]) for summary in told))
@@ -755,12 +796,12 @@ def _ensemble_summary(folder: Path, members: Sequence[Path], how: str) -> dict[s
         "scheduler": each("scheduler"),
         "seed": each("seed"),
         "trained_weights": sum(summary["trained_weights"] for summary in told),
-        "total_weights": sum(summary["total_weights"] for summary in told),
+        "total_weights": sum(count for summary in told if type(count := summary.get("total_weights")) is int),
         "epochs_run": None,
         "best_epoch": None,
-        "seconds": sum(summary["seconds"] for summary in told),
+        "seconds": sum(summary["seconds"] or 0 for summary in told),
         "monitor": told[0]["monitor"],
-        "preparation": told[0]["preparation"],
+        "preparation": told[0].get("preparation"),
         "train": {},
     }
 
@@ -840,7 +881,7 @@ def _print_comparison(content: Mapping[str, Any]) -> None:
     table = _table("Runs on the same images", ("run", "P(fake) >", "accuracy", "F1", "AUROC", "AP"), caption)
     for row in content["runs"]:
         figures = [_figure(row[measure], row["intervals"][measure]) for measure in ("accuracy", "f1", "auroc", "ap")]
-        table.add_row(Text(row["run"]), f"{row['threshold']:.3f}", *figures)
+        table.add_row(named(row["run"]), f"{row['threshold']:.3f}", *figures)
     console.print(table)
     heads = ("a - b", "accuracy", "McNemar p", "AUROC", "DeLong p")
     table = _table("Differences", heads, caption)
@@ -848,7 +889,7 @@ def _print_comparison(content: Mapping[str, Any]) -> None:
         accuracy, auroc = (pair["bootstrap"][measure] for measure in ("accuracy", "auroc"))
         test = pair["delong"]
         table.add_row(
-            Text(f"{pair['a']} - {pair['b']}"),
+            named(f"{pair['a']} - {pair['b']}"),
             _figure(accuracy[0], accuracy[1:]),
             _p_value(pair["mcnemar"]["p_value"]),
             _figure(auroc[0], auroc[1:]),

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from deepfake import runs
 from deepfake.config import GeneraliseConfig, TrainConfig
-from deepfake.console import interval, log, logging_to_terminal, say_error, terminal
+from deepfake.console import interval, log, logging_to_terminal, named, say_error, terminal
 from deepfake.data.catalog import parents, safe_csv
 from deepfake.dataset import catalogue
 from deepfake.errors import UserError
@@ -29,6 +29,7 @@ from deepfake.files import write_json, write_text
 from deepfake.reporting.evaluation_figures import matrix_figure
 from deepfake.reporting.figures import save
 from deepfake.training import train
+from deepfake.untrusted import read_json
 
 FAILED = 1  # exit status: some trainings are missing
 
@@ -129,7 +130,7 @@ def _fold(cfg: GeneraliseConfig, protocol: str, generator: str, run: Path) -> Fo
     Raises:
         UserError: it was not calibrated.
     """
-    calibration = json.loads((run / runs.SUMMARY).read_text())["calibration"]
+    calibration = read_json(run / runs.SUMMARY)["calibration"]
     if calibration is None:
         raise UserError(f"{run}: expected a calibrated run, found a try of a few batches. Train it whole.")
     predictions = pd.read_csv(run / "test_predictions.csv", keep_default_na=False, float_precision="round_trip")
@@ -203,7 +204,7 @@ def _print(table: pd.DataFrame, caption: str) -> None:
     for row in table.to_dict("records"):
         if row["seen"] and row["protocol"] != ALL:
             continue
-        shown.add_row(Text(str(row["trained_on"])), Text(_tested(row)), *_cells(row))
+        shown.add_row(named(row["trained_on"]), named(_tested(row)), *_cells(row))
     terminal().print(shown)
 
 

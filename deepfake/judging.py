@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import math
 import os
+import reprlib
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -31,24 +31,28 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from deepfake.config import COMBINE, DEVICES, TTA
+from deepfake.checkpoints import expect_whole
+from deepfake.config import COMBINE, DEVICES, PRECISIONS, TTA
 from deepfake.console import log
 from deepfake.data.datamodule import normalise
 from deepfake.data.faces import NoFace
-from deepfake.data.images import TooLargeImage, UnreadableImage, read_image, to_rgb
+from deepfake.data.images import TooLargeImage, UnreadableImage, expect_decodable, read_image, to_rgb
 from deepfake.data.prepared import Preparation, prepare, square
 from deepfake.errors import UserError
 from deepfake.evaluation.calibration import Calibration
 from deepfake.models.backbones import build_backbone
 from deepfake.models.detector import DetectorModule
 from deepfake.models.trunk import Inference
+from deepfake.models.weights import read_checkpoint
 from deepfake.runs import BEST, ENSEMBLE, is_complete
+from deepfake.untrusted import expect_safe_environment, read_json
 
 Source = str | Path | Image.Image | np.ndarray
 _AHEAD = 3  # batches that are read while one is judged
 _FAILING = 8  # batches of files that cannot be judged, after which a batch goes off without being full
 _CROP = 0.875  # share of the side that each of the crops of tta=crops shows
-_UNSAFE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # makes torch.load run what a checkpoint says, whatever it is asked
+MEMBERS = 100  # of an ensemble at most, for each is a network in memory
+_HEAVIEST = 1e9  # weight of a member; what a regression on logits finds is near 1
 _LOADING = threading.Lock()  # two threads must not decode one image that Pillow has opened
 
 
@@ -89,16 +93,18 @@ class Member:
         Raises:
             UserError: it cannot be read or does not fit, or the environment would have it executed.
         """
-        if _UNSAFE in os.environ:
-            raise UserError(
-                f"{_UNSAFE} is set: expected an environment without it, for with it a checkpoint can run any "
-                f"program. Unset it."
-            )
+        expect_safe_environment()
+        expect_whole(checkpoint)
         device = device or torch.device("cpu")
         try:
-            held: dict[str, Any] = torch.load(checkpoint, weights_only=True, map_location="cpu")
+            held: dict[str, Any] = read_checkpoint(checkpoint)
             about = held["deepfake"]
             backbone = build_backbone(about["architecture"], "none", about["input"]["size"])
+            frozen, precision, stages = about["frozen_stages"], about["trunk_precision"], len(backbone.stages)
+            if type(frozen) is not int or not 0 <= frozen <= stages:
+                raise ValueError(f"frozen_stages: expected 0 to {stages}, found {reprlib.repr(frozen)}")
+            if precision not in PRECISIONS or precision == "auto":
+                raise ValueError(f"trunk_precision: expected float32 or bfloat16, found {reprlib.repr(precision)}")
             module = DetectorModule(backbone)
             module.load_state_dict(held["state_dict"], strict=True)
             preparation = Preparation(**about["preparation"])
@@ -107,7 +113,7 @@ class Member:
                     f"{checkpoint}: expected a calibrated run, found a try of a few batches. Train it whole."
                 )
             calibration = Calibration.from_dict(about["calibration"])
-            module.trunk = Inference(backbone, about["frozen_stages"], engine, about["trunk_precision"], device)
+            module.trunk = Inference(backbone, frozen, engine, precision, device)
         except UserError:
             raise
         except Exception as error:  # whatever a damaged or foreign file makes the readers raise
@@ -193,15 +199,18 @@ class Detector:
             member = Member.load(folder / BEST, engine, where)
             return cls([member], _only, member.calibration, tta)
         try:
-            told = json.loads((folder / ENSEMBLE).read_text())
-            names, how = [str(name) for name in told["members"]], told["combine"]
-            if any(Path(name).name != name for name in names):
-                raise ValueError("a member outside its folder")
+            told = read_json(folder / ENSEMBLE)
+            names, how, calibration = told["members"], told["combine"], Calibration.from_dict(told["calibration"])
+            # Looked up among the files that are there: whatever else a name may be, it leads nowhere.
+            there = {file.name for file in (folder / "members").iterdir()}
+            if type(names) is not list or not 1 <= len(names) <= MEMBERS or len(there & set(names)) < len(names):
+                raise ValueError(f"members: expected 1 to {MEMBERS} files of its folder members, each once")
             members = [Member.load(folder / "members" / name, engine, where) for name in names]
             combine = combination(how, [member.calibration for member in members], told["weights"])
-            calibration = Calibration.from_dict(told["calibration"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{folder / ENSEMBLE}: expected an ensemble of this version, found {error!r}") from error
+            raise UserError(
+                f"{folder / ENSEMBLE}: expected an ensemble of this version, found {repr(error)[:200]}"
+            ) from error
         return cls(members, combine, calibration, tta)
 
     def judge(
@@ -329,8 +338,7 @@ def pixels_of(source: Source, max_megapixels: float = 64.0) -> NDArray[np.uint8]
 def _pixels_of_image(image: Image.Image, max_megapixels: float) -> NDArray[np.uint8]:
     if not image.width * image.height:
         raise UnreadableImage(f"expected an image with pixels, found {image.width} x {image.height}")
-    if image.width * image.height > max_megapixels * 1e6:
-        raise TooLargeImage(f"{image.width} x {image.height} pixels, more than {max_megapixels:g} megapixels")
+    expect_decodable(image.width, image.height, max_megapixels)
     try:
         with _LOADING:
             image.load()
@@ -358,6 +366,8 @@ def combination(
     """
     if how not in COMBINE or len(weights) != (len(calibrations) + 1 if how == "stacked" else 0):
         raise ValueError(f"expected one of {', '.join(COMBINE)} with its weights, found {how!r} with {weights!r}")
+    if not all(type(weight) in (int, float) and abs(weight) < _HEAVIEST for weight in weights):
+        raise ValueError(f"weights: expected finite numbers, found {weights!r}")
     temperatures = np.array([calibration.temperature for calibration in calibrations])[:, np.newaxis]
 
     def combine(margins: NDArray) -> NDArray:

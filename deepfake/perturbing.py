@@ -20,18 +20,19 @@ from rich.text import Text
 
 from deepfake import runs
 from deepfake.config import EvaluateConfig, RobustnessConfig
-from deepfake.console import interval, log, logging_to_terminal, progress, terminal
+from deepfake.console import interval, log, logging_to_terminal, named, progress, terminal
 from deepfake.data.catalog import limit_images, safe_csv
 from deepfake.data.images import UnreadableImage
 from deepfake.data.perturbations import Perturbation, grid, perturb
 from deepfake.errors import UserError
-from deepfake.evaluating import SEEN, UNJUDGED, Images, _images, _pixels, _plain
+from deepfake.evaluating import SEEN, UNJUDGED, Images, _images, _pixels, _plain, output_folder
 from deepfake.evaluation.robustness import BIASED, one_sided_flips, robustness_table, summary
 from deepfake.files import write_json, write_text
 from deepfake.judging import Detector
 from deepfake.predicting import _weights
 from deepfake.reporting.evaluation_figures import robustness_figure
 from deepfake.reporting.figures import save
+from deepfake.untrusted import expect_file
 
 RECOMPRESSION = Perturbation("jpeg", 95)  # what is done to one class alone; high enough not to be seen
 
@@ -50,12 +51,12 @@ def judge_perturbed(cfg: RobustnessConfig) -> int:
                 f"run={folder}: expected the folder of a complete run, found none. Train it, or name another."
             )
         images = _images(EvaluateConfig(data=cfg.data, run=str(folder), progress=cfg.progress), [folder])
-        output = _output(cfg, folder, images)
+        output = output_folder(cfg, "robustness", folder, images)
         runs.expect_writable(output, "output")
         status = images.table["status"]
         table = limit_images(images.table[~status.isin(("unreadable", SEEN))], cfg.limit)
-        parts = output / "parts" / _key(cfg, folder, table)
         detector = Detector.load(folder, cfg.engine, cfg.tta)
+        parts = output / "parts" / _key(cfg, folder, table)
         try:
             clean, answers = _answers(cfg, detector, images, table, parts)
         except OSError as error:
@@ -79,13 +80,6 @@ def judge_perturbed(cfg: RobustnessConfig) -> int:
         }
         _write(output, report, f"{images.of}, {folder.name}")
         return UNJUDGED if set(not_judged) - {SEEN} else 0
-
-
-def _output(cfg: RobustnessConfig, folder: Path, images: Images) -> Path:
-    if cfg.output is not None:
-        return Path(cfg.output).expanduser()
-    parts = ["robustness", *([] if images.own else [images.key]), *([] if cfg.tta == "none" else [cfg.tta])]
-    return folder / "-".join(parts)
 
 
 def _key(cfg: RobustnessConfig, folder: Path, table: pd.DataFrame) -> str:
@@ -177,12 +171,15 @@ def _judged(
 
 def _read_part(file: Path, table: pd.DataFrame) -> pd.DataFrame | None:
     """What an earlier test wrote of these very images; None where there is nothing whole."""
+    numbers = {"margin": float, "probability": float}
     try:
-        found = pd.read_csv(file, keep_default_na=False, na_values={"margin": "", "probability": ""},
+        expect_file(file)
+        found = pd.read_csv(file, keep_default_na=False, dtype=numbers, na_values=dict.fromkeys(numbers, ""),
                             float_precision="round_trip")[list(_COLUMNS)]  # fmt: skip
     except (OSError, ValueError, KeyError):
         return None
-    return found if found["sha256"].tolist() == table["sha256"].tolist() else None
+    same = all(found[column].tolist() == table[column].tolist() for column in ("sha256", "label"))
+    return found if same and found["probability"].dropna().between(0, 1).all() else None
 
 
 # ---------------------------------------------------------------------------------------------------------- report
@@ -267,7 +264,7 @@ def _figure(row: Mapping[Any, Any], name: str, digits: str) -> Text:
 
 def _print(table: pd.DataFrame, means: Mapping[str, Any], caption: str, of: str) -> None:
     shown = Table(
-        title=Text(f"Robustness, {of}"), title_justify="left", box=box.SIMPLE_HEAD, caption=Text(caption),
+        title=named(f"Robustness, {of}"), title_justify="left", box=box.SIMPLE_HEAD, caption=named(caption),
         caption_justify="left", padding=0,
     )  # fmt: skip
     shown.add_column("perturbation")

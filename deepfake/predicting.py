@@ -42,7 +42,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deepfake.config import PredictConfig
-from deepfake.console import log, logging_to_terminal, terminal
+from deepfake.console import log, logging_to_terminal, named, terminal
 from deepfake.data.catalog import read_catalogue, safe_csv
 from deepfake.data.images import SUFFIXES, UnreadableImage, read_image
 from deepfake.data.layouts import find_images, neutral_path
@@ -57,7 +57,7 @@ from deepfake.reporting.figures import save
 from deepfake.runs import BEST, ENSEMBLE
 
 UNJUDGED = 3  # exit status: done, with files that could not be judged
-_FORMAT = 2  # raise when what a line of the unfinished file holds changes
+_FORMAT = 3  # raise when what a line of the unfinished file holds changes
 _DECISIVE = ("threshold", "tta", "engine", "device", "max_megapixels", "explain")  # for a row or its picture
 _COLUMNS = ("path", "status", "reason", "probability", "verdict", "uncertain")
 _CHUNK = 4096  # rows that become CSV at once
@@ -159,7 +159,9 @@ class _Asked:
     """A file that is to be judged."""
 
     file: Path
-    known: bool = False  # to the run, from its training or validation part; said when the file is read
+    # Said when the file is read.
+    known: bool = False  # to the run, from its training or validation part
+    reason: str = ""  # what is suspicious about it, as that its first frame alone was judged
 
 
 def _judged(
@@ -169,7 +171,7 @@ def _judged(
 
     def read(asked: _Asked) -> NDArray[np.uint8]:
         pixels, file = read_image(asked.file, cfg.max_megapixels)
-        asked.known = file.sha256 in known
+        asked.known, asked.reason = file.sha256 in known, file.reason
         return pixels
 
     asked, answered = itertools.tee(map(_Asked, files))  # apart by what is read ahead, no more
@@ -186,6 +188,7 @@ def _as_rows(
     columns = {
         "path": [str(each.file) for each in asked],  # pandas takes no path with bytes that are no UTF-8
         **{name: table[name].tolist() for name in _COLUMNS[1:]},
+        "reason": [answer.reason or each.reason for answer, each in zip(judged, asked, strict=True)],
         "margin": [each.margin for each in judged],
         "known": [each.known for each in asked],
     }
@@ -219,7 +222,8 @@ def input_files(given: str | Sequence[str]) -> Iterator[Path]:
 
     Args:
         given: an image, a CSV with the column path, or a list of images; or a folder: then all files below it that
-            end as images do, links followed, sorted by path, with no more than one folder's names in memory.
+            end as images do, links followed, each once, sorted by path, with no more than the names of one folder and
+            of those above it in memory.
 
     Raises:
         UserError: the CSV cannot be read.
@@ -228,7 +232,7 @@ def input_files(given: str | Sequence[str]) -> Iterator[Path]:
         return (Path(file).expanduser() for file in given)
     place = Path(given).expanduser()
     if place.is_dir():
-        return _below(str(place), (os.path.realpath(place),))
+        return _below(str(place))
     if place.suffix.lower() == ".csv":
         return _named_in(place)
     return iter([place])
@@ -246,26 +250,54 @@ def expect_images(given: str | Sequence[str]) -> None:
         raise UserError(f"input={given}: expected images ({', '.join(SUFFIXES[:3])}, ...), found none.")
 
 
-def _below(folder: str, above: tuple[str, ...]) -> Iterator[Path]:
-    """Images below a folder; `above` holds where that and the folders above it really are."""
-    names, folders = [], set()
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if _is_folder(entry):
-                    folders.add(entry.name)
+def _below(root: str) -> Iterator[Path]:
+    """Images below a folder, each once, though links lead to its folder again or around in circles."""
+    here = os.path.realpath(root)
+    elsewhere: set[str] = set()  # folders that links led to, and those below them
+
+    def walk(folder: str, real: str, trail: tuple[str, ...]) -> Iterator[Path | tuple[str, str, tuple[str, ...]]]:
+        """Images of a folder, and what to walk between them; links led from each place of the trail to the next."""
+        if len(trail) > 1:
+            if real in elsewhere:
+                return
+            elsewhere.add(real)
+        names, folders = [], {}  # of those, whether each is a link
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if _is_folder(entry):
+                        folders[entry.name] = entry.is_symlink()
+                    elif not entry.name.lower().endswith(SUFFIXES):
+                        continue
                     names.append(entry.name)
-                elif entry.name.lower().endswith(SUFFIXES):
-                    names.append(entry.name)
-    except OSError:
-        yield Path(folder)  # a row says that it cannot be read
-        return
-    for name in sorted(names):
-        path = f"{folder}/{name}"
-        if name not in folders:
-            yield Path(path)
-        elif (real := os.path.realpath(path)) not in above:  # a link back up would lead around for ever
-            yield from _below(path, (*above, real))
+        except OSError:
+            yield Path(folder)  # a row says that it cannot be read
+            return
+        for name in sorted(names):
+            path = f"{folder}/{name}"
+            if name not in folders:
+                yield Path(path)
+            elif not folders[name]:
+                yield path, f"{real}/{name}", trail
+            else:
+                target = os.path.realpath(path)
+                # What lies below the root comes under its own name; a link up leads around, or out to other folders.
+                if not _holds(here, target) and not any(_holds(target, place) for place in trail):
+                    yield path, target, (*trail, target)
+
+    walks = [walk(root, here, (here,))]  # not by recursion: folders may be nested deeper than calls
+    while walks:
+        for found in walks[-1]:
+            if not isinstance(found, Path):
+                walks.append(walk(*found))
+                break
+            yield found
+        else:
+            walks.pop()
+
+
+def _holds(folder: str, place: str) -> bool:
+    return os.path.commonpath((folder, place)) == folder
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -341,7 +373,7 @@ def _weights(folder: Path) -> list[str]:
     """Hashes of what a run or an ensemble judges by."""
     files = [folder / BEST]
     if (folder / ENSEMBLE).exists():
-        files = [folder / ENSEMBLE, *sorted((folder / "members").glob("*.ckpt"))]
+        files = [folder / ENSEMBLE, *sorted(filter(Path.is_file, (folder / "members").glob("*.ckpt")))]
     found = []
     for file in files:
         with file.open("rb") as stream:
@@ -626,7 +658,7 @@ def _source_table(sources: pd.DataFrame, title: str) -> Table:
     for row in sources.to_dict("records"):
         wrong = "fnr" if row["label"] else "fpr"
         table.add_row(
-            Text(str(row["source"])),
+            named(row["source"]),
             f"{row['images']:,}",
             _figure(row["auroc"]) if row["label"] else "",
             _figure(row[wrong]),

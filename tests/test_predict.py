@@ -21,6 +21,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from deepfake import predicting, runs
+from deepfake.checkpoints import write_checkpoint
 from deepfake.config import PredictConfig, conf_dir, parse_train
 from deepfake.predict import main
 from deepfake.train import run as train
@@ -336,6 +337,19 @@ def test_without_labels_there_is_no_score(name: str, run: Path, faces: Path, tmp
     assert not (tmp_path / "p_scores.json").exists()
 
 
+def test_a_checkpoint_with_a_flipped_bit_is_not_used(
+    run: Path, faces: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """PyTorch would load it without a word."""
+    changed = shutil.copytree(run, tmp_path / "run")
+    content = bytearray((changed / runs.BEST).read_bytes())
+    content[len(content) // 2] ^= 1
+    (changed / runs.BEST).write_bytes(content)
+    torch.load(changed / runs.BEST, weights_only=True)
+    assert predict(f"run={changed}", f"input={faces}", f"output={tmp_path}/p.csv") == 2
+    assert "best.ckpt: expected the content whose sha256" in capfd.readouterr().err
+
+
 def test_an_ensemble_is_judged_by_its_members(run: Path, faces: Path, tmp_path: Path) -> None:
     ensemble = tmp_path / "ensemble"
     (ensemble / "members").mkdir(parents=True)
@@ -435,7 +449,7 @@ def test_files_of_folders_come_sorted_and_links_in_circles_end(tmp_path: Path) -
     (tmp_path / "itself.png").symlink_to("itself.png")
     found = [str(file.relative_to(tmp_path)) for file in predicting.input_files(str(tmp_path))]
     assert found == [
-        ".hidden/x.png", "a/1.png", "a/over/10.JPG", "a/over/2.png", "b/10.JPG", "b/2.png", "c.png", "itself.png",
+        ".hidden/x.png", "a/1.png", "b/10.JPG", "b/2.png", "c.png", "itself.png",
     ]  # fmt: skip
 
 
@@ -522,7 +536,7 @@ def test_other_settings_or_weights_begin_anew(
         changed = shutil.copytree(run, tmp_path / "run")
         held = torch.load(changed / runs.BEST, weights_only=True)
         next(weight for weight in held["state_dict"].values() if weight.is_floating_point()).mul_(2)
-        torch.save(held, changed / runs.BEST)
+        write_checkpoint(changed / runs.BEST, held)
         settings = [f"run={changed}"]
     else:
         settings = [f"run={run}", other]
@@ -626,7 +640,7 @@ def test_a_checkpoint_that_runs_code_is_refused(run: Path, tmp_path: Path, capfd
         def __reduce__(self) -> tuple:
             return (Path.touch, (tmp_path / "marker",))
 
-    torch.save({"deepfake": Evil()}, copy / "checkpoints" / "best.ckpt")
+    write_checkpoint(copy / "checkpoints" / "best.ckpt", {"deepfake": Evil()})
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     assert predict(f"run={copy}", f"input={tmp_path}/a.png", f"output={tmp_path}/p.csv") == 2
     assert not (tmp_path / "marker").exists()

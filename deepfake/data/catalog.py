@@ -5,6 +5,7 @@ import csv
 import hashlib
 import io
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -20,6 +21,7 @@ from deepfake.data.images import UnreachableImage, UnreadableImage, decode_image
 from deepfake.data.split import unit_hash
 from deepfake.errors import UserError
 from deepfake.files import write_bytes
+from deepfake.untrusted import expect_file
 
 # Which file it is; what its content is; what was found in it.
 _FILE = {"path": "str", "label": "int64", "source": "str", "group": "str", "split": "str", "parent": "str"}
@@ -37,6 +39,15 @@ _FACTS = {
 }
 _TYPES = {**_FILE, "sha256": "str", **_FACTS}
 COLUMNS = list(_TYPES)
+
+# What a catalogue may say where it decides which files are opened and how they count.
+_ALLOWED = {
+    "path": re.compile(r"(?!/|(?:.*/)?\.\.(?:/|\Z))[^\0]+", re.DOTALL),  # below root
+    "label": re.compile("[01]"),
+    "split": re.compile("(?:train|val|test)?"),
+    "sha256": re.compile("(?:[0-9a-f]{64})?"),
+    "phash": re.compile("(?:[0-9a-f]{16})?"),
+}
 
 _Facts = tuple[object, ...]  # as _FACTS, in that order
 _Row = tuple[object, ...]  # sha256 and _Facts
@@ -165,7 +176,7 @@ def _unreadable(error: UnreadableImage, size: int) -> _Facts:
 
 
 # Raise it when `read_image` or `perceptual_hash` finds something else in a file than before.
-_FORMAT = 1
+_FORMAT = 2
 
 _SETTLED_NS = 2_000_000_000  # the coarsest clock of a common file system (FAT)
 
@@ -215,7 +226,8 @@ class _Known:
                 f"JOIN {self._contents} USING (sha256, suffix) WHERE max_megapixels = ?",
                 [self._limit],
             ):
-                rows[place] = tuple(row)
+                if _are_facts(row[1:]):
+                    rows[place] = tuple(row)
             return rows
 
         return self._use(ask, [None] * len(files))
@@ -229,7 +241,7 @@ class _Known:
                 f"WHERE sha256 = ? AND suffix = ? AND max_megapixels = ?",
                 [sha256, suffix, self._limit],
             ).fetchall()
-            return rows[0] if rows else None
+            return rows[0] if rows and _are_facts(rows[0]) else None
 
         return self._use(ask, None)
 
@@ -300,6 +312,12 @@ class _Known:
             self._file,
             error,
         )
+
+
+def _are_facts(values: Sequence[object]) -> bool:
+    """Whether they are of the types of `_FACTS`; SQLite keeps whatever was written."""
+    kinds = {"str": str, "int64": int, "float64": float}
+    return all(type(value) is kinds[kind] for value, kind in zip(values, _FACTS.values(), strict=True))
 
 
 def refuse_two_labels(table: pd.DataFrame) -> None:
@@ -381,17 +399,39 @@ def read_catalogue(file: Path) -> pd.DataFrame:
         UserError: there is no such file, or it holds something else.
     """
     try:
+        expect_file(file)
         if file.suffix == ".parquet":
-            return pd.read_parquet(file, partitioning=None)[COLUMNS].astype(_TYPES)
-        table = pd.read_csv(file, dtype=_TYPES, usecols=COLUMNS, keep_default_na=False, float_precision="round_trip")[
-            COLUMNS
-        ]
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
+            table = pd.read_parquet(file, partitioning=None)[COLUMNS].astype(_TYPES)
+        else:
+            table = pd.read_csv(
+                file, dtype=_TYPES, usecols=COLUMNS, keep_default_na=False, float_precision="round_trip"
+            )[COLUMNS]
+            for column in _texts():
+                table[column] = table[column].str.removeprefix("'")
+        _expect_rows(table)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:300]
         raise UserError(f"{file}: expected a catalogue, found none that can be read: {reason}.") from error
-    for column in _texts():
-        table[column] = table[column].str.removeprefix("'")
     return table
+
+
+def _expect_rows(table: pd.DataFrame) -> None:
+    """Refuse what no scan writes: others may have made the file, and all that is read from it is believed.
+
+    Raises:
+        ValueError: names the first such value.
+    """
+    for column, allowed in _ALLOWED.items():
+        for value in table[column].unique():
+            if not allowed.fullmatch(str(value)):
+                raise ValueError(f"{column} {str(value)!r}")
+    sizes = table.loc[table["status"] != "unreadable", ["width", "height", "bytes"]]
+    if (
+        not sizes.gt(0).all(axis=None)
+        or not sizes.lt(2**31).all(axis=None)
+        or not table["jpeg_luma"].abs().lt(2**16).all()
+    ):
+        raise ValueError("sizes that no image has")
 
 
 def _texts() -> list[str]:

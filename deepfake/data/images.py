@@ -1,16 +1,21 @@
 """One way to read an image file, for every command: full decode or a typed error, never a guess."""
 
+import contextlib
+import ctypes
 import hashlib
 import io
+import logging
 import re
 import stat
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import imagehash
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 # Pillow opens by content, not by name; whatever is not in this list (EPS would start Ghostscript) is refused.
 # (MPO, a photograph with its preview behind it, opens as JPEG.)
@@ -34,8 +39,16 @@ BACKGROUND = (255, 255, 255)  # shown through transparent pixels
 
 # Pillow's own limit, a warning at 89 megapixels and an error at twice that, gives way to `max_megapixels`.
 Image.MAX_IMAGE_PIXELS = None
+# What Pillow and libtiff say of a file comes without its name, between our own lines; our reasons say what matters.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+with contextlib.suppress(AttributeError, OSError):  # libtiff has a name of its own in every wheel, and may be absent
+    ctypes.CDLL(str(Image.core.__file__)).TIFFSetErrorHandler(None)
 
 _MAX_BYTES = 2**30  # no image is larger; what is (a video, a disk image) is not read into memory
+_MAX_SIDE = 65_535  # pixels; a JPEG has no more, and shrinking a line of millions takes more memory than there is
+_MAX_SCANS = 100  # of a JPEG; each costs a pass over all pixels, and a progressive one has about ten
+_MAX_EXIF = 200  # parts in a JPEG; Pillow copies what it has for each, and cameras write one
 _MIN_SIDE = 32  # pixels; less is no face but an icon
 # Standard deviation in levels of 255. Of real faces whose contrast was taken down to this, about one in twelve
 # changes its perceptual hash by more than 4 bits when saved as JPEG; below, what is hashed is the noise.
@@ -68,7 +81,7 @@ class ImageFile:
     bytes: int
     jpeg_quality: int  # 1 to 100, see `jpeg_quality`; -1: no JPEG
     jpeg_luma: float  # mean of the 64 entries of the luma quantisation table; -1.0: no JPEG
-    reason: str  # empty, or what is suspicious, such as "2 frames, first one used"
+    reason: str  # empty, or what is suspicious, such as "several frames, first one used"
 
 
 def read_image(path: Path, max_megapixels: float = 64.0) -> tuple[np.ndarray, ImageFile]:
@@ -111,6 +124,7 @@ def decode_image(content: bytes, suffix: str, max_megapixels: float = 64.0) -> t
     if not content:
         raise UnreadableImage("file is empty")
     try:
+        _expect_openable(content, max_megapixels)
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             return _decode(image, content, suffix, max_megapixels)
     except UnreadableImage:
@@ -124,26 +138,61 @@ def decode_image(content: bytes, suffix: str, max_megapixels: float = 64.0) -> t
         raise UnreadableImage(f"damaged: {reason}") from error
 
 
+def _expect_openable(content: bytes, max_megapixels: float) -> None:
+    """Refuse what takes Pillow memory or time already when it opens the file.
+
+    Raises:
+        UnreadableImage: says why.
+    """
+    if content.startswith(b"GIF8"):
+        expect_decodable(*_first_frame_of_gif(content), max_megapixels)  # cleared at once where the frame asks for it
+    elif content.startswith(b"RIFF") and content[8:16] == b"WEBPVP8X":
+        width, height = (1 + int.from_bytes(content[place : place + 3], "little") for place in (24, 27))
+        expect_decodable(width, height, max_megapixels)  # two canvases are made of it
+    elif content.startswith(b"\xff\xd8"):
+        if (parts := content.count(b"Exif\0\0")) > _MAX_EXIF:
+            raise UnreadableImage(f"damaged: EXIF in {parts} parts, more than {_MAX_EXIF}")
+        scans = sum(marker == 0xDA for marker, _ in _markers_of_jpeg(content))
+        if scans > _MAX_SCANS:
+            raise UnreadableImage(f"damaged: {scans} scans, more than {_MAX_SCANS}")
+
+
+def expect_decodable(width: int, height: int, max_megapixels: float, of: str = "") -> None:
+    """Refuse a picture, or a part of one that is decoded as a whole, for its size.
+
+    Raises:
+        TooLargeImage: it has too many pixels, or too many on a side.
+    """
+    if width * height > max_megapixels * 1e6:
+        raise TooLargeImage(f"{of}{width} x {height} pixels, more than {max_megapixels:g} megapixels")
+    if max(width, height) > _MAX_SIDE:
+        raise TooLargeImage(f"{of}{width} x {height} pixels, more than {_MAX_SIDE} on a side")
+
+
 def _decode(image: Image.Image, content: bytes, suffix: str, max_megapixels: float) -> tuple[np.ndarray, ImageFile]:
-    if image.width * image.height > max_megapixels * 1e6:
-        raise TooLargeImage(f"{image.width} x {image.height} pixels, more than {max_megapixels:g} megapixels")
-    file_format, mode, frames = str(image.format), image.mode, getattr(image, "n_frames", 1)
+    expect_decodable(image.width, image.height, max_megapixels)
+    tags = getattr(image, "tag_v2", {})
+    expect_decodable(tags.get(322, 0), tags.get(323, 0), max_megapixels, "tiles of ")  # of a TIFF
+    # Not how many frames: a file of megabytes may have more than can be counted in a minute.
+    file_format, mode, animated = str(image.format), image.mode, getattr(image, "is_animated", False)
     luma = _luma_table(image)
     image.load()
-    ImageOps.exif_transpose(image, in_place=True)
-    shown, transparent = _to_rgb(image)
+    orientation = _orientation(image)
+    shown, transparent = _to_rgb(_turned(image, orientation))
     pixels = np.ascontiguousarray(shown)
     height, width = pixels.shape[:2]
 
     reasons = []
     # An MPO is a photograph with a preview behind it: no reason to warn.
-    if frames > 1 and file_format != "MPO":
-        reasons.append(f"{frames} frames, first one used")
+    if animated and file_format != "MPO":
+        reasons.append("several frames, first one used")
     content_format = "JPEG" if file_format == "MPO" else file_format
     if _FORMAT_OF.get(suffix.lower(), content_format) != content_format:
         reasons.append(f"{content_format} content under the name {suffix.lower()}")
     if after := _bytes_after_end(content, file_format):
         reasons.append(f"{after} bytes after the end of the image")
+    if orientation is None:
+        reasons.append("EXIF that cannot be read, shown as it is stored")
     if transparent:
         reasons.append("transparent pixels, shown white")
     if min(width, height) < _MIN_SIDE:
@@ -171,17 +220,42 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     Raises:
         UnreadableImage: it cannot be shown in 8 bits.
     """
-    return np.ascontiguousarray(_to_rgb(ImageOps.exif_transpose(image))[0])
+    return np.ascontiguousarray(_to_rgb(_turned(image, _orientation(image)))[0])
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """How the stored picture lies, 1 to 8 as EXIF says it; None where EXIF is there and cannot be read."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # as with pixels, whatever the parser of damaged tags does
+        return None
+
+
+def _turned(image: Image.Image, orientation: int | None) -> Image.Image:
+    """Upright. Unlike Pillow's own function it writes no EXIF anew, for which that of many a camera is too odd."""
+    turn = _TURNS.get(orientation or 1)
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> tuple[np.ndarray, bool]:
     """Pixels, and whether anything shines through them."""
     if image.mode.startswith("I"):
         # 16-bit gray: Pillow's own conversion clips everything above 255 to white.
-        deep = np.asarray(image).astype(np.float64)
+        deep = np.asarray(image)
         if deep.min() < 0 or deep.max() > 65535:
             raise UnreadableImage("32-bit integer pixels, expected at most 16 bits")
-        gray = np.rint(deep / 257).astype(np.uint8)
+        gray = ((deep.astype(np.uint32) + 128) // 257).astype(np.uint8)  # rounded; 65535 = 255 * 257
         return np.repeat(gray[:, :, None], 3, axis=2), False
     if image.mode == "F":
         raise UnreadableImage("floating-point pixels, whose range is not known")
@@ -232,8 +306,19 @@ def _luma_table(image: Image.Image) -> np.ndarray | None:
     return np.array(tables[components[0][3]])
 
 
-# The next marker of a JPEG: neither a byte of the picture (FF 00) nor a restart or fill within it.
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+# The next marker of a JPEG: neither a byte of the picture (FF 00) nor one that has no length, as a restart or fill.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+
+
+def _markers_of_jpeg(content: bytes) -> Iterator[tuple[int, int]]:
+    """Each marker's byte and the place behind it, up to the end of the image; what a segment holds is skipped."""
+    place = 2
+    while found := _JPEG_MARKER.search(content, place):
+        place = found.end()
+        yield found[0][1], place
+        if found[0] == b"\xff\xd9":
+            return
+        place += int.from_bytes(content[place : place + 2])
 
 
 def _bytes_after_end(content: bytes, file_format: str) -> int:
@@ -243,13 +328,7 @@ def _bytes_after_end(content: bytes, file_format: str) -> int:
 
 
 def _end_of_jpeg(content: bytes) -> int:
-    place = 2
-    while found := _JPEG_MARKER.search(content, place):
-        place = found.end()
-        if found[0] == b"\xff\xd9":
-            return place
-        place += int.from_bytes(content[place : place + 2])  # a thumbnail within a segment has an end of its own
-    return len(content)
+    return next((place for marker, place in _markers_of_jpeg(content) if marker == 0xD9), len(content))
 
 
 def _end_of_png(content: bytes) -> int:
@@ -260,6 +339,28 @@ def _end_of_png(content: bytes) -> int:
         if kind == b"IEND":
             return place
     return len(content)
+
+
+def _first_frame_of_gif(content: bytes) -> tuple[int, int]:
+    """Its width and height; none where there is no frame. Steps over blocks as Pillow does, right or wrong."""
+    stream = io.BytesIO(content)
+
+    def block() -> bytes:
+        return stream.read(ord(stream.read(1) or b"\0"))
+
+    flags = content[10] if len(content) > 10 else 0
+    stream.seek(13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0))
+    while (kind := stream.read(1)) not in (b"", b";", b","):
+        if kind == b"!":
+            label, data = stream.read(1), block()
+            if label == b"\xff" and data.startswith(b"NETSCAPE2.0"):
+                block()
+            if data or label != b"\xfe":
+                while block():
+                    pass
+    place = stream.tell() + 4
+    width, height = content[place : place + 2], content[place + 2 : place + 4]
+    return int.from_bytes(width, "little"), int.from_bytes(height, "little")
 
 
 def perceptual_hash(pixels: np.ndarray) -> str:

@@ -155,7 +155,7 @@ def read_manifest(root: Path, manifest: str, one_class: bool = False) -> pd.Data
     """
     file = root / manifest
     kind = "Parquet" if file.suffix.lower() == ".parquet" else "CSV"
-    if not file.is_file():
+    if not os.path.isfile(file):  # False also for what no file can be called
         raise UserError(f"data.manifest={manifest}: expected a {kind} file below {root}, found none there.")
     table = _read_parquet(file) if kind == "Parquet" else _read_csv(file)
     for column in ("path", "label"):
@@ -474,7 +474,7 @@ def _paths_inside(root: Path, file: Path, paths: Iterable[str]) -> list[str]:
         real = os.path.join(folders[folder], name)
         if name == ".." or os.path.islink(real):
             real = os.path.realpath(real)
-        if not Path(real).is_relative_to(inside):
+        if not Path(real).is_relative_to(inside) or below.split(os.sep)[0] == "..":
             raise UserError(f"{file}: {below!r} leads out of {root}. Paths must stay below data.root.")
         found.append(neutral_path(Path(below).as_posix()))
     return found

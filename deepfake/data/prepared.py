@@ -5,6 +5,7 @@ import io
 import mmap
 import os
 import re
+import reprlib
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from deepfake.config import PREPROCESS
 from deepfake.console import log
 from deepfake.data.faces import crop_face, detector_version
 from deepfake.data.images import UnreadableImage, read_image, resize
@@ -27,7 +29,8 @@ from deepfake.inputs import InputSpec
 _FORMAT = 2  # raise when decoding or preparing changes, so that old files are not mistaken for new ones
 # What NumPy writes before the pixels of an RGB image. np.load takes longer to make sense of it than to read the rest.
 _HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '\|u1', 'fortran_order': False, 'shape': \((\d+), (\d+), 3\), \} *\n", re.DOTALL
+    rb"\x93NUMPY\x01\x00..\{'descr': '\|u1', 'fortran_order': False, 'shape': \(([1-9]\d*), ([1-9]\d*), 3\), \} *\n",
+    re.DOTALL,
 )
 _HEADER_BYTES = 128
 _ABANDONED = 3600.0  # seconds after which the unfinished file of another process is taken for a dead one's
@@ -47,6 +50,15 @@ class Preparation:
     # all. A smaller image cannot be prepared. Takes away what sizes and formats tell; see `smallest_common_size`.
     equalise: int | None = None
     margin: float = 0.3  # with face: kept on every side, as a share of the face's longer side
+
+    def __post_init__(self) -> None:
+        """ValueError for what a checkpoint of another may say."""
+        if self.mode not in PREPROCESS:
+            raise ValueError(f"mode: expected one of {', '.join(PREPROCESS)}, found {reprlib.repr(self.mode)}")
+        if self.equalise is not None and (type(self.equalise) is not int or self.equalise < 1):
+            raise ValueError(f"equalise: expected a number of pixels, found {reprlib.repr(self.equalise)}")
+        if type(self.margin) not in (int, float) or not 0 <= self.margin <= 2:
+            raise ValueError(f"margin: expected a share in [0, 2], found {reprlib.repr(self.margin)}")
 
     @property
     def can_fail(self) -> bool:
@@ -281,11 +293,16 @@ def _entries(folder: str | Path | os.DirEntry[str]) -> Iterator[os.DirEntry[str]
         yield from entries
 
 
+def _folders(place: str | Path | os.DirEntry[str]) -> Iterator[os.DirEntry[str]]:
+    """Those in a place; a link is none, for what lies behind it is not the cache's to delete."""
+    return (entry for entry in _entries(place) if entry.is_dir(follow_symlinks=False))
+
+
 def _others(folder: Path, needed: Mapping[str, int]) -> list[tuple[float, int, str]]:
     """(last use, bytes, path) of all in the cache but the needed images of this folder; drops unfinished files."""
     others = []
-    for prepared in (entry for entry in _entries(folder.parent) if entry.name.startswith("images-")):
-        for entry in (entry for inner in _entries(prepared) for entry in _entries(inner)):
+    for prepared in (entry for entry in _folders(folder.parent) if entry.name.startswith("images-")):
+        for entry in (entry for inner in _folders(prepared) for entry in _entries(inner)):
             with contextlib.suppress(OSError):  # another run dropped it just now
                 facts = entry.stat()
                 if entry.name.endswith(".tmp"):

@@ -8,6 +8,7 @@ network nor will be reported on, and kept as plain data beside the weights.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -45,7 +46,7 @@ class Threshold:
         for name in ("value", "fpr", "tpr", "balanced_accuracy"):
             _check_number(name, getattr(self, name), 0, 1)
         if self.warning is not None and not isinstance(self.warning, str):
-            raise ValueError(f"warning: expected a text or None, found {self.warning!r}")
+            raise ValueError(f"warning: expected a text or None, found {reprlib.repr(self.warning)}")
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Calibration:
         for name in ("n_real", "n_fake"):
             count = getattr(self, name)
             if type(count) is not int or count < 1:
-                raise ValueError(f"{name}: expected a whole number of images, at least 1; found {count!r}")
+                raise ValueError(f"{name}: expected a number of images, at least 1; found {reprlib.repr(count)}")
 
     def probabilities(self, margins: NDArray) -> Floats:
         """P(fake) = sigmoid(margin / temperature), float64 in [0, 1], of the margins' shape.
@@ -130,7 +131,7 @@ class Calibration:
         """
         _check_fields("calibration", data, cls)
         if not isinstance(data["thresholds"], dict):
-            raise ValueError(f"thresholds: expected a dict of thresholds, found {data['thresholds']!r}")
+            raise ValueError(f"thresholds: expected a dict of thresholds, found {reprlib.repr(data['thresholds'])}")
         thresholds = {}
         for name, threshold in data["thresholds"].items():
             _check_fields(f"thresholds.{name}", threshold, Threshold)
@@ -140,7 +141,7 @@ class Calibration:
                 raise ValueError(f"thresholds.{name}.{error}") from None
         band = data["band"]
         if not isinstance(band, list | tuple) or len(band) != 2:
-            raise ValueError(f"band: expected two numbers, found {band!r}")
+            raise ValueError(f"band: expected two numbers, found {reprlib.repr(band)}")
         return cls(**{**data, "thresholds": thresholds, "band": tuple(band)})
 
     def _threshold(self, name: str) -> float:
@@ -321,13 +322,13 @@ def _finite(margins: NDArray) -> Floats:
 def _check_number(name: str, value: Any, low: float, high: float) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (number and low <= value <= high):
-        raise ValueError(f"{name}: expected a number in [{low:g}, {high:g}], found {value!r}")
+        raise ValueError(f"{name}: expected a number in [{low:g}, {high:g}], found {reprlib.repr(value)}")
 
 
 def _check_fields(name: str, data: Any, kind: type) -> None:
     """ValueError unless `data` is a dict with just the fields of the dataclass `kind`."""
     if not isinstance(data, dict):
-        raise ValueError(f"{name}: expected a dict, found {data!r}")
+        raise ValueError(f"{name}: expected a dict, found {reprlib.repr(data)}")
     expected = {field.name for field in fields(kind)}
     for problem, names in (("missing", expected - set(data)), ("unknown", set(data) - expected)):
         if names:

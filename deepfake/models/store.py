@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import sqlite3
@@ -23,6 +24,14 @@ from deepfake.files import write_bytes
 
 _PACK_ROWS, _PACK_BYTES = 512, 64e6  # a pack is written when it holds so much: what an interruption loses
 _ABANDONED = 3600.0  # seconds after which what belongs to nothing is taken for a dead process's
+_PACK = re.compile(r"[0-9a-f]{16}\.npy")  # its name: what an index calls otherwise is no file of the store
+# What NumPy writes before plain numbers. Its own reader also takes objects, which are addresses in memory.
+_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '(<f[248]|<u2)', 'fortran_order': False, "
+    rb"'shape': \((\d{1,9}(?:, \d{1,9})*),?\), \} *\n",
+    re.DOTALL,
+)
+_HEADER_BYTES = 128  # as NumPy fills them up
 
 
 class StoredRows:
@@ -85,7 +94,7 @@ class TrunkStore:
         """
         with self._index() as index:
             asked = index.execute("SELECT image, pack, row FROM rows WHERE view = ?", [digest(view)])
-            known = {image: (pack, row) for image, pack, row in asked}
+            known = {image: (pack, row) for image, pack, row in asked if _is_place(pack, row)}
         places = [known.get(image, ("", -1)) for image in images]
         row = np.array([row for _, row in places], dtype=np.int64)
         names, code = np.unique([name for name, _ in places], return_inverse=True)
@@ -178,12 +187,15 @@ class TrunkStore:
 
     def _mapped(self, path: Path) -> np.ndarray | None:
         """A pack, marked as used now; None where it is gone or damaged."""
+        if not path.is_file():  # a pipe would keep us waiting
+            return None
         try:
             with path.open("rb") as file:
-                np.lib.format.read_magic(file)
-                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-                start, size = file.tell(), os.fstat(file.fileno()).st_size
-            if not shape or size != start + math.prod(shape) * dtype.itemsize:
+                header, size = _HEADER.match(file.read(_HEADER_BYTES)), os.fstat(file.fileno()).st_size
+            if header is None:
+                raise ValueError("not rows")
+            start, dtype, shape = header.end(), np.dtype(header[1].decode()), tuple(map(int, header[2].split(b",")))
+            if size != start + math.prod(shape) * dtype.itemsize:
                 raise ValueError("cut short")
             os.utime(path)
             # np.memmap would keep a file open for each pack, and large stores have more packs than a process may.
@@ -234,7 +246,7 @@ class TrunkStore:
         long_ago = time.time() - _ABANDONED
         packs = _files(self.folder, ".npy")
         with self._index() as index:
-            known = {pack for (pack,) in index.execute("SELECT DISTINCT pack FROM rows")}
+            known = {pack for (pack,) in index.execute("SELECT DISTINCT pack FROM rows") if _is_place(pack, 0)}
             # Looked up one by one, after the index was read: there, a pack comes before its rows.
             gone = [pack for pack in known if not (self.folder / pack).exists()]
             if gone:
@@ -243,6 +255,11 @@ class TrunkStore:
         for used, _, path in [*unknown, *_files(self.root, ".tmp")]:
             if used < long_ago:
                 path.unlink(missing_ok=True)
+
+
+def _is_place(pack: Any, row: Any) -> bool:
+    """Whether that can be where a row lies; SQLite keeps whatever was written, of any type."""
+    return isinstance(pack, str) and _PACK.fullmatch(pack) is not None and type(row) is int and row >= 0
 
 
 def digest(content: Any) -> str:

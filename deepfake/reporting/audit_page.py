@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deepfake.analysis.shortcuts import LOUD, WARNING
+from deepfake.console import visible
 from deepfake.data.images import UnreadableImage, read_image
 from deepfake.files import write_text
 from deepfake.reporting.figures import FAKE, REAL, shorten
@@ -102,9 +103,7 @@ def _visible(value: Any) -> Any:
 
     A file name may hold any of them, and half a surrogate pair besides, which no UTF-8 file can.
     """
-    if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
-        return value
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value)
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _sentence(text: str) -> str:

@@ -5,10 +5,10 @@ Needs no torch, so that looking at results starts fast.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
+import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from deepfake.evaluation.metrics import scores
 from deepfake.files import write_text
 from deepfake.reporting.figures import comparison_figure, count_text, save
 from deepfake.runs import SUMMARY
+from deepfake.untrusted import expect_file, read_json
 
 # What the training command writes and every table needs.
 _NEEDED = (
@@ -36,6 +37,7 @@ _NEEDED = (
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 _NONE = "\N{EN DASH}"
+_HUGE = 1e15  # no figure of a run is larger
 
 # What `against_best` says, and below which p-value two runs are told apart.
 BEST, ALIKE, APART = "best", "not told apart", "told apart"
@@ -66,7 +68,7 @@ def load_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
                 f"runs: expected a run folder or a folder of runs, found no folder {folder}. Check the path."
             )
         for file in _summary_files(folder):
-            summaries.setdefault(file.resolve(), _read(file))
+            summaries.setdefault(file.resolve(), read_summary(file))
     if not summaries:
         raise UserError(
             f"runs: expected completed runs ({SUMMARY}) in {', '.join(map(str, folders)) or 'some folder'}, "
@@ -94,36 +96,8 @@ def comparison_table(summaries: list[dict[str, Any]]) -> pd.DataFrame:
         otherwise "told apart". It is "" where the validation images are not the best run's, or the predictions
         are not in "folder".
     """
-    rows = []
-    for summary in summaries:
-        train, val, test = summary["train"], summary["val"], summary.get("test") or {}
-        rows.append(
-            {
-                "run": str(summary["run"]),
-                "model": str(summary["model"]),
-                "unfreeze": str(summary["unfreeze"]),
-                "scheduler": str(summary["scheduler"]),
-                "seed": summary["seed"],
-                "trained_weights": summary["trained_weights"],
-                "epochs": summary["epochs_run"],
-                "best_epoch": summary["best_epoch"],
-                "monitor": str(summary["monitor"]),
-                "train_loss": _number(train.get("loss")),
-                "train_accuracy": _number(train.get("accuracy")),
-                "val_loss": _number(val.get("loss")),
-                **_measured("val", val, ("accuracy", "precision", "recall", "f1", "auroc")),
-                **_measured("test", test, ("accuracy", "auroc")),
-                "n_val": _number(val.get("n")),
-                "val_prevalence": _number(val.get("prevalence")),
-                "val_majority": _number(val.get("majority")),
-                "n_test": _number(test.get("n")),
-                "test_prevalence": _number(test.get("prevalence")),
-                "test_majority": _number(test.get("majority")),
-                "seconds": _number(summary["seconds"]),
-            }
-        )
     whole = ("epochs", "best_epoch", "n_val", "n_test")  # and may be missing
-    table = pd.DataFrame(rows).astype(dict.fromkeys(whole, "Int64"))
+    table = pd.DataFrame([_row(summary) for summary in summaries]).astype(dict.fromkeys(whole, "Int64"))
     table["folder"] = [summary.get("folder", "") for summary in summaries]
     table = table.sort_values(["val_loss", "run"], ignore_index=True)
     folders = table.pop("folder")
@@ -229,11 +203,15 @@ def _summary_files(folder: Path) -> Iterator[Path]:
         below[:] = sorted(name for name in below if not name.startswith("."))
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """One summary; UserError where it is unreadable or lacks what every table needs."""
+def read_summary(file: Path) -> dict[str, Any]:
+    """One summary, and in "folder" where it was found.
+
+    Raises:
+        UserError: it is unreadable, or lacks or does not hold what every table needs.
+    """
     advice = "Delete that run folder and train again, or leave it out."
     try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
+        summary = read_json(file)
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: expected the summary of a run, found {error}. {advice}") from error
     missing = [key for key in _NEEDED if key not in summary] if isinstance(summary, dict) else list(_NEEDED)
@@ -242,7 +220,43 @@ def _read(file: Path) -> dict[str, Any]:
     ]
     if missing:
         raise UserError(f"{file}: expected the summary of a run, found none of {', '.join(missing)}. {advice}")
+    try:
+        _row(summary)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: expected the summary of a run, found {error}. {advice}") from error
     return {**summary, "folder": str(file.parent)}
+
+
+def _row(summary: dict[str, Any]) -> dict[str, Any]:
+    """Of a summary what the table has, but for the comparison with the others.
+
+    Raises:
+        AttributeError, TypeError, ValueError: a figure is none.
+    """
+    train, val, test = summary["train"], summary["val"], summary.get("test") or {}
+    return {
+        "run": str(summary["run"]),
+        "model": str(summary["model"]),
+        "unfreeze": str(summary["unfreeze"]),
+        "scheduler": str(summary["scheduler"]),
+        "seed": summary["seed"],
+        "trained_weights": int(_count(summary["trained_weights"])),
+        "epochs": _count(summary["epochs_run"]),
+        "best_epoch": _count(summary["best_epoch"]),
+        "monitor": str(summary["monitor"]),
+        "train_loss": _number(train.get("loss")),
+        "train_accuracy": _share(train.get("accuracy")),
+        "val_loss": _number(val.get("loss")),
+        **_measured("val", val, ("accuracy", "precision", "recall", "f1", "auroc")),
+        **_measured("test", test, ("accuracy", "auroc")),
+        "n_val": _count(val.get("n")),
+        "val_prevalence": _share(val.get("prevalence")),
+        "val_majority": _share(val.get("majority")),
+        "n_test": _count(test.get("n")),
+        "test_prevalence": _share(test.get("prevalence")),
+        "test_majority": _share(test.get("majority")),
+        "seconds": _number(summary["seconds"]),
+    }
 
 
 def _against_best(folders: Sequence[str]) -> pd.DataFrame:
@@ -270,11 +284,14 @@ def _predictions(folder: str) -> pd.DataFrame | None:
         return None
     columns = {"path": str, "label": int, "probability": float, "prediction": int}
     try:
+        expect_file(Path(folder) / "val_predictions.csv")
         table = pd.read_csv(
             Path(folder) / "val_predictions.csv", usecols=list(columns), dtype=columns, keep_default_na=False
         )
         scores(table["label"].to_numpy(), table["probability"].to_numpy())  # refuses what is no prediction
-    except (OSError, ValueError):
+    except (OSError, ValueError, OverflowError):
+        return None
+    if not table["prediction"].isin((0, 1)).all():
         return None
     return table.sort_values("path", ignore_index=True)
 
@@ -285,20 +302,39 @@ def _measured(part: str, block: dict[str, Any], measures: Sequence[str]) -> dict
     intervals = block.get("intervals") or {}
     for measure in measures:
         low, high = intervals.get(measure) or (None, None)
-        columns[f"{part}_{measure}"] = _number(block.get(measure))
-        columns[f"{part}_{measure}_low"] = _number(low)
-        columns[f"{part}_{measure}_high"] = _number(high)
+        columns[f"{part}_{measure}"] = _share(block.get(measure))
+        columns[f"{part}_{measure}_low"] = _share(low)
+        columns[f"{part}_{measure}_high"] = _share(high)
     return columns
 
 
-def _number(value: float | None) -> float:
-    """JSON has null where a figure is undefined; a table of numbers has NaN."""
-    return math.nan if value is None else float(value)
+def _number(value: Any, low: float = -_HUGE, high: float = _HUGE) -> float:
+    """JSON has null where a figure is undefined; a table of numbers has NaN.
+
+    Raises:
+        ValueError: it is something else, or outside of what such a figure can be.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return math.nan
+    if type(value) not in (int, float) or not low <= value <= high:
+        raise ValueError(f"{reprlib.repr(value)} where a number is expected")
+    return float(value)
+
+
+def _share(value: Any) -> float:
+    return _number(value, -1e-6, 1 + 1e-6)  # as far as rounding goes
+
+
+def _count(value: Any) -> float:
+    number = _number(value, 0)
+    if number % 1 > 0:  # not so of NaN, which stays
+        raise ValueError(f"{number} where a whole number is expected")
+    return number
 
 
 def _notes(table: pd.DataFrame) -> list[str]:
     """What one must know to read the figures."""
-    monitors = " or ".join(sorted(set(table["monitor"])))
+    monitors = " or ".join(sorted(map(_escaped, set(table["monitor"]))))
     return [
         _images(table, "val", "Validation"),
         _images(table, "test", "Test"),

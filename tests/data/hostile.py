@@ -1,6 +1,5 @@
 """One file for every fault that folders of images were seen to have, for any test that must stand them."""
 
-import io
 import struct
 import zlib
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from tests.data.formats import encoded, gif, jpeg_of_scans, png, segment, tiff, tiled_tiff, webp_canvas
 
 
 def make_hostile(folder: Path, seed: int = 0) -> dict[str, str]:
@@ -58,6 +59,13 @@ def make_hostile(folder: Path, seed: int = 0) -> dict[str, str]:
         "'quoted', \"twice\".png": png(),
         "<b>&amp;.png": png(),
         "#?%20.png": png(),
+        "=cmd|' !A1'.png": png(),
+        "[bold]not bold.png": png(),
+        "$x^$ {0} %s.png": png(),
+        "back\\slash, and comma; semicolon.png": png(),
+        "\x1b[31mred.png": png(),
+        "\u202egnp.png": png(),
+        f"{'long ' * 28}.png": png(),
     }
     suspicious = {
         "png_named.jpg": png(),
@@ -66,6 +74,9 @@ def make_hostile(folder: Path, seed: int = 0) -> dict[str, str]:
         "palette_with_hole.png": encoded(Image.fromarray(face()).quantize(16), "PNG", transparency=0),
         "animated.gif": _animated([face(), face()], "GIF"),
         "animated.webp": _animated([face(), face()], "WEBP"),
+        "animated.png": _animated([face(), face()], "PNG"),
+        "of_two_pages.tiff": _animated([face(), face()], "TIFF"),
+        "exif_of_no_camera.webp": encoded(face(), "WEBP", exif=b"no EXIF at all"),
         "appended.jpg": jpeg() + b"PK\x03\x04 another file",
         "appended.png": png() + jpeg(),
         "one_colour.png": encoded(np.full((40, 40, 3), random.integers(0, 256, 3, dtype=np.uint8)), "PNG"),
@@ -73,6 +84,7 @@ def make_hostile(folder: Path, seed: int = 0) -> dict[str, str]:
     }
     unreadable = {
         "no_bytes.jpg": b"",
+        "<img src=x onerror=alert(1)>.png": b"",
         "text.jpg": b"I am no image.",
         "page.jpg": b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
         "eps_named.png": encoded(face(), "EPS"),
@@ -100,11 +112,28 @@ def make_hostile(folder: Path, seed: int = 0) -> dict[str, str]:
     return expected
 
 
-def encoded(image: np.ndarray | Image.Image, file_format: str, **options: Any) -> bytes:
-    """As Pillow writes it."""
-    stream = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(stream, file_format, **options)
-    return stream.getvalue()
+def bombs() -> dict[str, bytes]:
+    """Small files that claim, unpack to or repeat what no reader must take memory or time for."""
+    face = encoded(np.random.default_rng(0).integers(0, 256, (48, 40, 3), dtype=np.uint8), "JPEG")
+    return {
+        "huge_canvas.webp": webp_canvas(65_535, 65_535),
+        "huge_frame_cleared.gif": gif(64, 64, (65_535, 65_535), disposal=2),
+        "huge_tiles.tiff": tiled_tiff(64, 64, 8_192),
+        "long_line.png": png(63_000_000, 1, 1, 0),
+        "many_scans.jpg": jpeg_of_scans(640, 480, 1_000),
+        "exif_in_many_parts.jpg": face[:2] + segment(0xE1, b"Exif\0\0" + bytes(100)) * 300 + face[2:],
+    }
+
+
+def noisy() -> dict[str, bytes]:
+    """Files that Pillow warns of, writes into its log, and has libtiff print on standard error."""
+    photograph = encoded(Image.new("RGB", (40, 48), "red"), "JPEG")
+    tile = tiled_tiff(64, 64, 64)
+    return {
+        "exif_cut_short.jpg": photograph[:2] + segment(0xE1, b"Exif\0\0MM\0*\0\0\0\x08\0\x09") + photograph[2:],
+        "hundred_samples.tiff": tiff({256: ("I", [64]), 257: ("I", [64]), 277: ("H", [100])}),
+        "wrong_checksum.tiff": tile[:-1] + bytes([tile[-1] ^ 1]),
+    }
 
 
 def cut(content: bytes) -> bytes:

@@ -333,7 +333,7 @@ def test_a_file_that_holds_no_state_dict(tmp_path: Path, content: Any) -> None:
 def test_where_files_could_run_code_none_is_read(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     for weights in (str(file), "pretrained", "package"):
-        with pytest.raises(UserError, match=r"found TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD in the environment.*unset it"):
+        with pytest.raises(UserError, match=r"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set: .* Unset it"):
             load_weights(network(), NAME, weights)
     load_weights(network(), NAME, "none")
 
@@ -375,6 +375,22 @@ def test_pretrained_from_the_cache_needs_no_hub(cache: Path, file: Path, monkeyp
     description = load_weights(loaded, NAME, "pretrained")
     assert description == f"pretrained test_resnet (timm/test_resnet.r160_in1k), sha256 {sha256(file)}"
     assert same(loaded, network(seed=1))
+
+
+def test_pretrained_from_the_cache_runs_nothing(cache: Path, tmp_path: Path) -> None:
+    repository = cache / "models--timm--test_resnet.r160_in1k"
+    (repository / "snapshots/0123abc").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("0123abc")
+
+    class Mark:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "mark"),)
+
+    torch.save({"state_dict": Mark()}, repository / "snapshots/0123abc/pytorch_model.bin")
+    with pytest.raises(UserError, match="weights=pretrained"):
+        load_weights(network(), NAME, "pretrained")
+    assert not (tmp_path / "mark").exists()
 
 
 def test_pretrained_from_the_hub_is_fetched_by_timm(cache: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
