@@ -21,7 +21,7 @@ demo: $(VENV)/.demo ## train three networks on the built-in data and compare the
 	@echo "dashboard   make dashboard   (or $(BIN)/tensorboard --logdir outputs)"
 
 test: $(VENV)/.test ## run the whole test suite
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --max-worker-restart 0 $(TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(TESTS)
 
 lint: $(VENV)/.test ## style, security rules, types, and packages that fit together
 	$(BIN)/ruff check .

@@ -170,12 +170,10 @@ def _shares(output: Path, sweep: float) -> dict[str, float]:
     for summary in output.glob(f"*/{runs.SUMMARY}"):
         run = summary.parent
         seconds = json.loads(summary.read_text())["seconds"]
-        with (run / "metrics.csv").open(newline="") as stream:
+        with (run / "seconds.csv").open(newline="") as stream:
             epochs = [float(row["seconds"]) for row in csv.DictReader(stream)]
         # Written when everything is ready, when the last epoch is over, and in the end.
-        ready, fitted, done = (
-            (run / name).stat().st_mtime for name in ("config.yaml", "checkpoints/last.ckpt", runs.STATUS)
-        )
+        ready, fitted, done = ((run / name).stat().st_mtime for name in ("config.yaml", "seconds.csv", runs.STATUS))
         heads = len(epochs) * statistics.median(epochs)  # an epoch that waits for a pass is longer
         parts = (-seconds, seconds - (done - ready), fitted - ready - heads, heads, done - fitted)
         for share, part in zip(SHARES, parts, strict=True):

@@ -4,14 +4,18 @@ Beside the checkpoints lies `SHA256SUMS`, as `sha256sum --check` reads it. A has
 belongs to takes its place, so that at no instant a whole file has none; what has none is not used.
 """
 
+from __future__ import annotations
+
 import hashlib
 import math
 import pickle
 import random
 import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import lightning as L
 import numpy as np
@@ -21,11 +25,15 @@ from torch import Tensor
 
 from deepfake.console import log
 from deepfake.errors import UserError
-from deepfake.files import replacing, write_text
+from deepfake.files import replacing, write_bytes, write_text
 from deepfake.models.detector import DetectorModule
 from deepfake.models.weights import read_checkpoint
-from deepfake.reporting.recorder import Recorder
+from deepfake.ranks import Ranks
 from deepfake.signals import Stopped, Stopping
+from deepfake.untrusted import expect_file
+
+if TYPE_CHECKING:  # whoever only reads checkpoints need not wait for TensorBoard
+    from deepfake.reporting.recorder import Recorder
 
 SUMS = "SHA256SUMS"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"  # what a run goes on from, and the one before
@@ -48,7 +56,10 @@ def write_checkpoint(path: Path, content: dict[str, Any], previous: str | None =
     sums = _sums(folder)
     with replacing(path) as stream:
         hashed = _Hashed(stream)
-        torch.save(content, hashed)  # type: ignore[arg-type]
+        try:
+            torch.save(content, hashed)  # type: ignore[arg-type]
+        except RuntimeError as error:  # what PyTorch makes of any failure to write
+            raise hashed.failure or error from None
         new = hashed.sha256.hexdigest(), path.name
         _write_sums(folder, [*sums, new])
         if previous is not None and path.exists():
@@ -64,6 +75,7 @@ def is_whole(path: Path) -> bool | None:
     if not told:
         return None
     try:
+        expect_file(path)
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest() in told
     except OSError:
@@ -79,7 +91,7 @@ def expect_whole(path: Path) -> None:
     if is_whole(path) is False:
         raise UserError(
             f"{path}: expected the content whose sha256 {path.parent / SUMS} tells, found another: the file is "
-            f"damaged. Run the command that trained it again: it is made anew from {LAST}, which is beside it."
+            f"damaged. Run the command that made it again: from what is beside it, it is made anew."
         )
 
 
@@ -111,15 +123,27 @@ def drop_previous(folder: Path) -> None:
     (folder / PREVIOUS).unlink(missing_ok=True)
 
 
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """A copy, durable, whose hash is told beside it; of one that is whole, see `expect_whole`."""
+    content = source.read_bytes()
+    write_bytes(target, content)
+    _write_sums(target.parent, [*_sums(target.parent), (hashlib.sha256(content).hexdigest(), target.name)])
+
+
 class _Hashed:
-    """A stream that takes down the hash of what is written."""
+    """A stream that takes down the hash of what is written, and why that failed."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream, self.sha256 = stream, hashlib.sha256()
+        self.failure: OSError | None = None
 
     def write(self, content: bytes) -> int:
         self.sha256.update(content)
-        return self.stream.write(content)
+        try:
+            return self.stream.write(content)
+        except OSError as error:
+            self.failure = error
+            raise
 
     def flush(self) -> None:
         self.stream.flush()
@@ -128,6 +152,7 @@ class _Hashed:
 def _sums(folder: Path) -> list[tuple[str, str]]:
     """(sha256, name) of the files of a folder."""
     try:
+        expect_file(folder / SUMS)
         lines = (folder / SUMS).read_text().splitlines()
     except (OSError, UnicodeDecodeError):
         return []
@@ -136,6 +161,20 @@ def _sums(folder: Path) -> list[tuple[str, str]]:
 
 def _write_sums(folder: Path, sums: list[tuple[str, str]]) -> None:
     write_text(folder / SUMS, "".join(f"{digest}  {name}\n" for digest, name in sums))
+
+
+@contextmanager
+def _expecting_own(folder: Path) -> Iterator[None]:
+    """Whatever a state of another version, or of somebody else, leads to."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{folder / LAST}: expected a state that this version has written, found another "
+            f"({type(error).__name__}: {str(error)[:200]}). resume=never begins anew."
+        ) from error
 
 
 class Keeper(Checkpoint):
@@ -153,19 +192,26 @@ class Keeper(Checkpoint):
     Attributes:
         best: a checkpoint to be used, as the module makes it; None before the first epoch with a finite figure.
         best_value: of what the detector monitors.
+        ranks: that train together; the first of them writes.
     """
 
     def __init__(
         self, folder: Path, recorder: Recorder, stopping: Stopping, state: dict[str, Any] | None = None
     ) -> None:
         self.folder, self.recorder, self.stopping, self._state = folder, recorder, stopping, state
+        self.ranks = Ranks()
         self.best: dict[str, Any] | None = None
         self.best_value = math.nan
         self.finished = False
         self._began, self._writing = time.monotonic(), 0.0
         if state is not None:
-            self.best, self.best_value, self.finished = state["best"], state["best_value"], state["finished"]
-            recorder.rows, recorder.seconds = state["rows"], state["seconds"]
+            with _expecting_own(folder):
+                self.best, self.best_value, self.finished = (
+                    state["best"],
+                    float(state["best_value"]),
+                    state["finished"],
+                )
+                recorder.rows, recorder.seconds = list(state["rows"]), list(state["seconds"])
 
     @property
     def within_epoch(self) -> bool:
@@ -176,14 +222,17 @@ class Keeper(Checkpoint):
         """Before the fit: have it begin where the state was taken.
 
         Raises:
-            UserError: it was made with other frozen weights.
+            UserError: it was made with other frozen weights, or is none that this version has written.
         """
         module.after_step = self.stopping.here
-        if (state := self._state) is None:
-            return
+        if self._state is not None:
+            with _expecting_own(self.folder):
+                self._begin_there(self._state, trainer, module, data)
+
+    def _begin_there(self, state: dict[str, Any], trainer: L.Trainer, module: DetectorModule, data: Any) -> None:
         module.load_trained(state["network"], state["deepfake"]["frozen"])
         module.steps_in_all = state["steps_in_all"]
-        epoch, steps = state["epoch"], state["steps"]
+        epoch, steps = int(state["epoch"]), int(state["steps"])
         progress = trainer.fit_loop.epoch_progress
         for counted in (progress.current, progress.total):
             counted.ready = counted.started = counted.processed = counted.completed = epoch  # type: ignore[attr-defined]
@@ -198,13 +247,14 @@ class Keeper(Checkpoint):
         self.stopping.install()  # Lightning has taken the signals
         if (state := self._state) is None:
             return
-        trainer.optimizers[0].load_state_dict(state["optimizer"])
-        for config, held in zip(trainer.lr_scheduler_configs, state["schedulers"], strict=True):
-            config.scheduler.load_state_dict(held)
-        for stop, held in zip(_early(trainer), state["stopping"], strict=True):
-            stop.load_state_dict(held)
-        trainer.precision_plugin.load_state_dict(state["precision"])
-        _set_random_state(state["random"])
+        with _expecting_own(self.folder):
+            trainer.optimizers[0].load_state_dict(state["optimizer"])
+            for config, held in zip(trainer.lr_scheduler_configs, state["schedulers"], strict=True):
+                config.scheduler.load_state_dict(held)
+            for stop, held in zip(_early(trainer), state["stopping"], strict=True):
+                stop.load_state_dict(held)
+            trainer.precision_plugin.load_state_dict(state["precision"])
+            _set_random_state(state["random"])
         self._state = None
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -218,7 +268,7 @@ class Keeper(Checkpoint):
         if math.isfinite(value) and (self.best is None or sign * value > sign * self.best_value):
             self.best, self.best_value = _snapshot(trainer, pl_module), value
         self.finished = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
-        asked = self.stopping.asked
+        asked = self.stopping.agreed()
         if self.finished or asked or self._writing <= _SHARE * (time.monotonic() - self._began):
             self._write(trainer, pl_module, trainer.current_epoch + 1, None)
         self.stopping.waits = False
@@ -234,10 +284,12 @@ class Keeper(Checkpoint):
 
     def write_best(self, path: Path) -> None:
         """The best epoch so far, if there is one."""
-        if self.best is not None:
+        if self.best is not None and self.ranks.rank == 0:
             write_checkpoint(path, self.best)
 
     def _write(self, trainer: L.Trainer, module: DetectorModule, epoch: int, seen: dict[str, Tensor] | None) -> None:
+        if self.ranks.rank > 0:
+            return
         began = time.monotonic()
         state = {
             "format": _FORMAT,

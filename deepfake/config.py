@@ -110,7 +110,8 @@ class AugmentConfig:
 class TrainerConfig:
     name: str = "auto"
     accelerator: str = "auto"
-    devices: int = 1
+    strategy: str = "auto"  # auto | ddp
+    devices: int = 1  # processes
     precision: str = "32-true"
     deterministic: bool = True
     max_batches: int | None = None
@@ -238,6 +239,7 @@ SCHEDULERS: dict[str, type[SchedulerConfig]] = {
 }
 WEIGHTS = ("pretrained", "package", "none")  # anything else is a file
 RESUME = ("auto", "must", "never")
+STRATEGIES = ("auto", "ddp")
 ENGINES = ("auto", "eager", "compile", "onnxruntime", "openvino")
 PRECISIONS = ("auto", "float32", "bfloat16")
 PREPROCESS = ("resize", "crop", "face")
@@ -565,7 +567,18 @@ def _check(c: TrainConfig) -> None:
     _expect(not (c.force and c.resume == "must"), "force=true with resume=must", "one of the two: force begins anew")
 
     t = c.trainer
-    _expect(t.devices == 1, f"trainer.devices={t.devices}", "1 (several processes are not supported)")
+    _expect(t.strategy in STRATEGIES, f"trainer.strategy={t.strategy}", f"one of {', '.join(STRATEGIES)}")
+    _expect(t.devices >= 1, f"trainer.devices={t.devices}", "a whole number of at least 1")
+    _expect(
+        t.devices <= c.batch_size,
+        f"trainer.devices={t.devices} with batch_size={c.batch_size}",
+        "at least one image of a batch for each process",
+    )
+    _expect(
+        t.devices == 1 or t.accelerator != "mps",
+        f"trainer.devices={t.devices} with trainer.accelerator=mps",
+        "one process there, for it has no way to add up over several",
+    )
     _expect(
         t.precision in ("32-true", "bf16-mixed", "16-mixed"),
         f"trainer.precision={t.precision}",

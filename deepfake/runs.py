@@ -21,12 +21,13 @@ from deepfake.config import TrainConfig
 from deepfake.console import log
 from deepfake.errors import UserError
 from deepfake.files import write_json
+from deepfake.untrusted import read_json
 
 # Settings that do not change what is learned: the same run with another value is the same run.
 _INCIDENTAL = {
     "": ("output_dir", "name", "force", "resume", "logger", "cache", "cache_max_gb", "audit"),
     "data": ("cache", "workers"),
-    "trainer": ("name", "progress"),
+    "trainer": ("name", "progress", "strategy"),
     "trunk": ("keep",),
 }
 
@@ -68,7 +69,7 @@ def is_complete(folder: Path) -> bool:
 def read_status(folder: Path) -> str | None:
     """running, stopped, failed, complete, or None where there is no readable status."""
     try:
-        return str(json.loads((folder / STATUS).read_text())["status"])
+        return str(read_json(folder / STATUS)["status"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -148,7 +149,7 @@ def note(folder: Path, status: str, message: str = "") -> None:
 def other_versions(folder: Path) -> str:
     """Packages that a run was begun with in other versions than there are now, in words; "" where there are none."""
     try:
-        before = json.loads((folder / ENVIRONMENT).read_text())["packages"]
+        before = dict(read_json(folder / ENVIRONMENT)["packages"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
     now = _versions()

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
 
@@ -31,12 +32,18 @@ class Stopping:
 
     Outside the main thread, where Python allows no handlers, it does nothing.
 
+    Args:
+        answers: False in a process that another answers for: then a signal is taken, and nothing follows.
+
     Attributes:
         waits: set by who is in the middle of something that would be lost and calls `here` when it is not.
         asked: the signal, once there was one.
+        agree: makes of a number the one that all processes of a training know, each of which must call it then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, answers: bool = True) -> None:
+        self.answers = answers
+        self.agree: Callable[[int], int] = lambda number: number
         self.waits = False
         self.asked: int | None = None
         self._since = 0.0
@@ -65,11 +72,15 @@ class Stopping:
         Raises:
             Stopped: that was asked for.
         """
-        if self.asked is not None:
-            raise Stopped(self.asked, at_step=True)
+        if number := self.agreed():
+            raise Stopped(number, at_step=True)
+
+    def agreed(self) -> int:
+        """The signal to end for, or 0; the same in every process of a training."""
+        return self.agree(self.asked or 0)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a forked process: whoever started it ends it
+        if not self.answers or os.getpid() != self._process:  # a forked process: whoever started it ends it
             return
         if not self.waits or (self.asked is not None and time.monotonic() - self._since > _TWICE):
             raise Stopped(number)

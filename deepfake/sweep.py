@@ -180,6 +180,7 @@ class Comparison(Callback):
         # An earlier sweep in the same folder may have had more jobs, and failed ones.
         shutil.rmtree(_sweep.folder / _JOBS, ignore_errors=True)
         with suppress(Exception):  # settings that cannot be composed: Hydra refuses them next
+            (_sweep.folder / _PLAN).unlink(missing_ok=True)
             write_json(_sweep.folder / _PLAN, _plan(config))
             if "submitit_folder" in config.hydra.launcher:
                 _say(f"what the jobs say is in {config.hydra.launcher.submitit_folder}")

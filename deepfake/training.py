@@ -1,9 +1,10 @@
 """One training run from settings to a finished folder: data, network, fit, verdict, record."""
 
 import errno
-import json
+import logging
 import re
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -45,9 +46,11 @@ from deepfake.evaluation.calibration import Calibration, calibrate
 from deepfake.models.backbones import build_backbone
 from deepfake.models.detector import DetectorModule
 from deepfake.models.trunk import StoredTrunk, Trunk, storable
+from deepfake.ranks import Ranks, together
 from deepfake.reporting import record
 from deepfake.reporting.recorder import Recorder
 from deepfake.signals import Stopped, Stopping
+from deepfake.untrusted import read_json
 
 # Augmented views of each training image, by measurement on real faces (experiments/README.md): a classifier alone
 # learns the same from one as from another in every epoch, the last stages learn less from one and the same from four.
@@ -73,7 +76,7 @@ def train(cfg: TrainConfig) -> float:
             if (value := _complete_value(cfg, folder, found)) is not None:
                 return value
             L.seed_everything(cfg.seed, verbose=False)
-            detector = build_detector(cfg)
+            detector, device = build_detector(cfg), device_of(cfg)
         with runs.alone(folder):
             if (value := _complete_value(cfg, folder, found)) is not None:  # by now, by another process
                 return value
@@ -86,7 +89,9 @@ def train(cfg: TrainConfig) -> float:
             with logging_to_file(folder / "train.log", [*said, *also_said]):
                 try:
                     with _told_to_users(cfg, folder):
-                        value = _fit_and_judge(cfg, folder, found, how, audit, detector, began, stopping, state)
+                        value = _fit_and_judge(
+                            cfg, folder, found, how, audit, detector, device, began, stopping, state
+                        )
                 except BaseException as error:
                     if not isinstance(error, UserError | Stopped):
                         log.error("failed", exc_info=True)
@@ -108,8 +113,13 @@ def _complete_value(cfg: TrainConfig, folder: Path, found: Catalogue) -> float |
     if is_whole(folder / runs.BEST) is False:
         log.warning("complete, but %s is damaged since: made anew.", folder / runs.BEST)
         return None
+    try:
+        value = float(read_json(folder / runs.SUMMARY)["best_value"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("complete, but %s is damaged since (%s): made anew.", folder / runs.SUMMARY, error)
+        return None
     log.info("%s is complete: skipped. force=true trains it again.", folder)
-    return float(json.loads((folder / runs.SUMMARY).read_text())["best_value"])
+    return value
 
 
 def _state_to_go_on_from(cfg: TrainConfig, folder: Path, found: Catalogue) -> dict[str, Any] | None:
@@ -126,7 +136,7 @@ def _state_to_go_on_from(cfg: TrainConfig, folder: Path, found: Catalogue) -> di
             if versions := runs.other_versions(folder):
                 log.warning("gone on from what was made with other versions, so not to the bit: %s", versions)
             log.info(
-                "goes on from epoch %d%s of %s",
+                "goes on from epoch %s%s of %s",
                 state["epoch"], f", image {len(state['seen']['label'])}" if state["seen"] else "", folder,
             )  # fmt: skip
             return state
@@ -220,11 +230,11 @@ def _fit_and_judge(
     how: Preparation,
     audit: dict[str, Any] | None,
     detector: DetectorModule,
+    device: torch.device,
     began: float,
     stopping: Stopping,
     state: dict[str, Any] | None,
 ) -> float:
-    device = device_of(cfg)
     data, found = data_module(cfg, found, how, detector, device)
     record.write_inputs(folder, cfg, found.table, found.root, audit)
     _announce(cfg, folder, found, audit, detector, how)
@@ -234,7 +244,9 @@ def _fit_and_judge(
     trunk = _run_trunk_once(cfg, detector, data, device)
     keeper = Keeper(folder / runs.CHECKPOINTS, recorder, stopping, state)
     if not keeper.finished:
-        _fit(cfg, folder, detector, data, recorder, keeper, board if cfg.logger.tensorboard else None)
+        with together(cfg.trainer.devices, _follow, cfg, folder, found, how) as ranks:
+            ranks.of_first(state)  # what all of them go on from
+            _fit(cfg, folder, detector, data, keeper, ranks, board if cfg.logger.tensorboard else None)
     if keeper.best is None:
         raise UserError(
             f"{detector.monitor} was never a finite number: expected at least one epoch with one. "
@@ -288,6 +300,8 @@ def _announce(
             log.info("audit      sizes, formats and duplicates put no result in doubt")
     if how.equalise:
         log.info("equalised  centre square, %d pixels, JPEG of one quality, for every image", how.equalise)
+    if cfg.trainer.devices > 1:
+        log.info("devices    %d processes, each with its share of every batch", cfg.trainer.devices)
     log.info("weights    %s", detector.backbone.weights_origin)
     log.info("frozen     %s", ", ".join(freezing.frozen) or "nothing")
     log.info(
@@ -317,8 +331,28 @@ def data_module(
     Raises:
         UserError: what is left has a part without a class.
     """
+    data = _loaders(cfg, found, how, detector, device)
+    rows = data.unprepared()
+    with progress("preparing images", len(rows), cfg.trainer.progress) as advance:
+        unusable = data.prepare(rows, advance)
+    if len(unusable):
+        table = left_out(found.table, unusable)
+        lost = table[table["path"].isin(unusable["path"])]
+        say_left_out(lost)
+        # One class losing more than the other is a shortcut of its own.
+        counts = lost["source"].value_counts()
+        log.warning("left out by source: %s", ", ".join(f"{source} {count}" for source, count in counts.items()))
+        found = found._replace(table=table)
+        expect_trainable(found, cfg.data.hold_out)
+        data.manifest = table
+    return data, found
+
+
+def _loaders(
+    cfg: TrainConfig, found: Catalogue, how: Preparation, detector: DetectorModule, device: torch.device
+) -> FaceDataModule:
     augmentation = Augmentation(**{k: v for k, v in asdict(cfg.augment).items() if k != "name"})
-    data = FaceDataModule(
+    return FaceDataModule(
         found.table,
         found.root,
         detector.backbone.input_spec,
@@ -336,20 +370,6 @@ def data_module(
         # A graphics card takes images faster than a processor augments them one by one.
         device_augment=device.type == "cuda" and supported(augmentation),
     )
-    rows = data.unprepared()
-    with progress("preparing images", len(rows), cfg.trainer.progress) as advance:
-        unusable = data.prepare(rows, advance)
-    if len(unusable):
-        table = left_out(found.table, unusable)
-        lost = table[table["path"].isin(unusable["path"])]
-        say_left_out(lost)
-        # One class losing more than the other is a shortcut of its own.
-        counts = lost["source"].value_counts()
-        log.warning("left out by source: %s", ", ".join(f"{source} {count}" for source, count in counts.items()))
-        found = found._replace(table=table)
-        expect_trainable(found, cfg.data.hold_out)
-        data.manifest = table
-    return data, found
 
 
 def _views(cfg: TrainConfig, detector: DetectorModule) -> int | None:
@@ -384,17 +404,17 @@ def _fit(
     folder: Path,
     detector: DetectorModule,
     data: FaceDataModule,
-    recorder: Recorder,
     keeper: Keeper,
-    board: TensorBoardLogger | None,
+    ranks: Ranks,
+    board: TensorBoardLogger | None = None,
 ) -> None:
-    """Train until the epochs or the patience end.
+    """Train, as one of the ranks, until the epochs or the patience end.
 
     Raises:
         UserError: the loss is no finite number; the best epoch so far is written.
         Stopped: the user or the system stopped it.
     """
-    callbacks: list[L.Callback] = [recorder, keeper]
+    callbacks: list[L.Callback] = [keeper] if ranks.rank else [keeper.recorder, keeper]
     if cfg.patience is not None:
         callbacks.append(EarlyStopping(detector.monitor, mode=detector.mode, patience=cfg.patience))
     if board is not None:
@@ -402,18 +422,42 @@ def _fit(
     trainer = _trainer(
         cfg,
         callbacks,
+        ranks.rank,
         logger=board or False,
         max_epochs=cfg.epochs,
         # Each epoch has rows of its own; and after the rest of an epoch comes a whole one.
         reload_dataloaders_every_n_epochs=1 if data.provider or keeper.within_epoch else 0,
     )
+    detector.ranks = data.ranks = keeper.ranks = ranks
+    keeper.stopping.agree = ranks.agreed
     keeper.prepare(trainer, detector, data)
+    if ranks.world > 1:
+        state, frozen = ranks.of_first((detector.trained_state(), detector.description()["frozen"]))
+        detector.load_trained(state, frozen)
     try:
         trainer.fit(detector, datamodule=data)
     except Exception:
         with suppress(OSError):  # the disk may be what failed
             keeper.write_best(folder / runs.BEST)
         raise
+    finally:
+        detector.ranks = data.ranks = keeper.ranks = alone = Ranks()
+        keeper.stopping.agree = alone.agreed
+
+
+def _follow(cfg: TrainConfig, folder: Path, found: Catalogue, how: Preparation, ranks: Ranks) -> None:
+    """What every rank but the first does: its share of the training. It shows and writes nothing."""
+    logging.disable()
+    warnings.simplefilter("ignore")
+    cfg.trainer.progress = False
+    with _told_to_users(cfg, folder), Stopping(answers=False) as stopping:
+        L.seed_everything(cfg.seed, verbose=False)
+        detector = build_detector(cfg)
+        device = device_of(cfg, ranks.rank)
+        data = _loaders(cfg, found, how, detector, device)
+        _run_trunk_once(cfg, detector, data, device)
+        keeper = Keeper(folder / runs.CHECKPOINTS, Recorder(folder), stopping, ranks.of_first(None))
+        _fit(cfg, folder, detector, data, keeper, ranks)
 
 
 def _judge(
@@ -459,13 +503,15 @@ def _calibrated(labels: Any, margins: Any) -> Calibration | None:
     return found
 
 
-def _trainer(cfg: TrainConfig, callbacks: list[L.Callback], **how: Any) -> L.Trainer:
+def _trainer(cfg: TrainConfig, callbacks: list[L.Callback], rank: int = 0, **how: Any) -> L.Trainer:
     t = cfg.trainer
+    # Of each rank its own: what they tell each other is not Lightning's to know.
+    devices = [rank] if rank and t.accelerator != "cpu" and torch.cuda.is_available() else 1
     bar: list[L.Callback] = [RichProgressBar(leave=False)] if t.progress and Console().is_terminal else []
     try:
         return L.Trainer(
             accelerator=t.accelerator,
-            devices=t.devices,
+            devices=devices,
             deterministic=t.deterministic,
             limit_train_batches=t.max_batches,
             limit_val_batches=t.max_batches,
@@ -485,9 +531,20 @@ def _trainer(cfg: TrainConfig, callbacks: list[L.Callback], **how: Any) -> L.Tra
         ) from error
 
 
-def device_of(cfg: TrainConfig) -> torch.device:
-    """Where the network will be trained."""
-    return _trainer(cfg, [], logger=False, enable_checkpointing=False).strategy.root_device
+def device_of(cfg: TrainConfig, rank: int = 0) -> torch.device:
+    """Where the network will be trained.
+
+    Raises:
+        UserError: this machine has fewer such devices than processes are to train.
+    """
+    device = _trainer(cfg, [], rank, logger=False, enable_checkpointing=False).strategy.root_device
+    there = {"cpu": cfg.trainer.devices, "cuda": torch.cuda.device_count()}.get(device.type, 1)
+    if cfg.trainer.devices > there:
+        raise UserError(
+            f"trainer.devices={cfg.trainer.devices}: expected no more than this machine has, found {there} of the "
+            f"kind {device.type}. On the processor any number of processes can train: trainer=cpu."
+        )
+    return device
 
 
 def _say(summary: dict[str, Any]) -> None:

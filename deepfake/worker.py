@@ -1,5 +1,6 @@
 """A process to call functions in: what kills a call leaves the caller alive."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -125,6 +126,7 @@ def _serve(connection: Connection) -> NoReturn:
                 signal.signal(number, signal.SIG_IGN)  # the caller's to answer
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        multiprocessing.set_start_method(None, force=True)  # a launcher's way is not known to what is started here
         # A process of the worker's, such as one that loads images, shall not hide that the worker is gone.
         os.register_at_fork(after_in_child=connection.close)
         calls: SimpleQueue[_Call] = SimpleQueue()

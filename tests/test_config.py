@@ -270,7 +270,7 @@ def test_settings_need_no_torch() -> None:
         ("trunk.precision=float16", "one of auto, float32, bfloat16"),
         ("trunk.keep=[-1]", "values of unfreeze"),
         ("augment.brightness=1", "[0, 1)"),
-        ("trainer.devices=2", "several processes are not supported"),
+        ("trainer.devices=0", "a whole number of at least 1"),
         ("trainer.precision=64", "32-true, bf16-mixed or 16-mixed"),
         ("trainer.max_batches=0", "at least 1, or null"),
         ("logger.image_grid=-1", "0 or more"),

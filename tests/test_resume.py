@@ -61,25 +61,18 @@ def outcome(folder: Path) -> tuple[str, bytes, bytes]:
 
 @pytest.fixture
 def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Have something happen after so many optimizer steps of this process, or after so many whole epochs."""
-    real_prepare, real_end = Keeper.prepare, Keeper.on_train_epoch_end
+    """Have something happen in a step of the optimizer, counted from 1 in this process, or after so many epochs."""
+    real_end = Keeper.on_train_epoch_end
 
     def arrange(
         happens: Callable[[], object], step: int | None = None, epochs: int | None = None, **when: bool
     ) -> None:
         count = {"steps": 0, "epochs": 0}
 
-        def prepare(self: Keeper, trainer: Any, module: Any, data: Any) -> None:
-            real_prepare(self, trainer, module, data)
-            go_on = module.after_step
-
-            def after_step() -> None:
-                count["steps"] += 1
-                if count["steps"] == step:
-                    happens()
-                go_on()
-
-            module.after_step = after_step
+        def before_step(*_: Any) -> None:
+            count["steps"] += 1
+            if count["steps"] == step:
+                happens()
 
         def end(self: Keeper, trainer: Any, module: Any) -> None:
             count["epochs"] += 1
@@ -89,7 +82,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             if not when.get("before_writing") and count["epochs"] == epochs:
                 happens()
 
-        monkeypatch.setattr(Keeper, "prepare", prepare)
+        monkeypatch.setattr(DetectorModule, "on_before_optimizer_step", before_step)
         monkeypatch.setattr(Keeper, "on_train_epoch_end", end)
 
     return arrange
@@ -110,6 +103,7 @@ HOW = {
         "scheduler=plateau",
         "scheduler.patience=0",
         "patience=2",
+        "lr=3e-2",
     ],
     "stages, images, cosine": ["unfreeze=1", "cache=off", "accumulate=3", "scheduler=cosine"],
     "two workers, everything trains": ["unfreeze=all", "data.workers=2", "model.drop_rate=.3"],
@@ -124,6 +118,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory, faces: Path) -> dict[str, tu
         cfg = settings(tmp_path_factory.mktemp("whole"), faces, *overrides)
         train(cfg)
         found[name] = outcome(runs.run_folder(cfg))
+    metrics = found["stages, stored rows, plateau, patience"][1].decode()
+    assert len(metrics.splitlines()) == EPOCHS, "a run with patience that does not end early shows nothing"
     return found
 
 
@@ -132,11 +128,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory, faces: Path) -> dict[str, tu
     ("what", "when"),
     [
         (crash, {"step": 2}),
-        (crash, {"step": 7}),
+        (crash, {"step": 5}),
         (crash, {"epochs": 2}),
         (crash, {"epochs": 2, "before_writing": True}),
         (terminate, {"step": 1}),
-        (terminate, {"step": 5}),
+        (terminate, {"step": 6}),
         (terminate, {"epochs": 2, "before_writing": True}),
     ],
     ids=lambda value: (
@@ -266,6 +262,29 @@ def test_a_damaged_best_checkpoint_of_a_complete_run_is_made_anew(
     assert outcome(runs.run_folder(cfg)) == whole[PLAIN]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.pop("optimizer"),
+        lambda state: state.pop("rows"),
+        lambda state: state.update(epoch="os.system"),
+        lambda state: state.update(network={"backbone": {"_target_": "os.system"}}),
+        lambda state: state.update(random={"_target_": "os.system"}),
+        lambda state: state.update(schedulers=[{"_target_": "os.system"}]),
+        lambda state: state["deepfake"].update(frozen=3),
+    ],
+)
+def test_a_state_that_says_what_none_of_ours_does_is_refused(interrupted: TrainConfig, change: Any) -> None:
+    last = runs.run_folder(interrupted) / runs.CHECKPOINTS / LAST
+    state = torch.load(last, weights_only=True)
+    change(state)
+    write_checkpoint(last, state)
+    with pytest.raises(
+        UserError, match=r"expected a state that this version has written|other weights in the frozen"
+    ):
+        train(interrupted)
+
+
 def test_other_images_are_not_gone_on_with(tmp_path: Path, faces: Path, at_step: Any) -> None:
     root = shutil.copytree(faces, tmp_path / "faces")
     cfg = settings(tmp_path / "out", root, *HOW[PLAIN])
@@ -329,11 +348,12 @@ def test_the_hashes_are_those_of_sha256sum(interrupted: TrainConfig) -> None:
 # ------------------------------------------------------------------------------------------------- writing
 
 
+@pytest.mark.parametrize("previous", [PREVIOUS, None])
 @pytest.mark.parametrize("call", range(1, 12))
-def test_whenever_writing_is_cut_off_a_whole_state_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+def test_whenever_writing_is_cut_off_a_whole_file_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int, previous: str | None
 ) -> None:
-    """The process may end before or after any rename, sync or write that a checkpoint is made of."""
+    """The process may end before any rename or sync that a checkpoint is made of."""
     calls = 0
 
     def cut(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -347,17 +367,19 @@ def test_whenever_writing_is_cut_off_a_whole_state_is_there(
         return called
 
     for number in range(3):
-        write_checkpoint(tmp_path / LAST, {"format": 1, "epoch": number}, PREVIOUS)
+        write_checkpoint(tmp_path / LAST, {"format": 1, "epoch": number}, previous)
     with monkeypatch.context() as patched:
         for name in ("replace", "fsync"):
             patched.setattr(os, name, cut(getattr(os, name)))
         patched.setattr(Path, "replace", cut(Path.replace))
         with contextlib.suppress(Crash):
-            write_checkpoint(tmp_path / LAST, {"format": 1, "epoch": 3}, PREVIOUS)
+            write_checkpoint(tmp_path / LAST, {"format": 1, "epoch": 3}, previous)
+    assert (tmp_path / LAST).exists() or previous is not None
+    assert checkpoints.is_whole(tmp_path / LAST) or not (tmp_path / LAST).exists()
     state = read_last(tmp_path)
     assert state is not None
     assert state["epoch"] in (2, 3)
-    write_checkpoint(tmp_path / LAST, {"format": 1, "epoch": 4}, PREVIOUS)
+    write_checkpoint(tmp_path / LAST, {"format": 1, "epoch": 4}, previous)
     assert read_last(tmp_path) == {"format": 1, "epoch": 4}
 
 
@@ -488,9 +510,7 @@ def test_a_full_disk_is_told_and_costs_no_epoch(
     assert outcome(runs.run_folder(cfg)) == whole[PLAIN]
 
 
-def test_two_processes_with_one_run_do_it_once(
-    tmp_path: Path, faces: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_that_another_process_works_on_is_waited_for(tmp_path: Path, faces: Path) -> None:
     cfg = settings(tmp_path, faces, *HOW[PLAIN])
     errors: list[BaseException] = []
 

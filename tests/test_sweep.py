@@ -1,6 +1,7 @@
 """A sweep finishes every job, says at the end what is missing, and makes up only that when run again."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from deepfake import runs, training
 from deepfake import sweep as sweeping
 from deepfake.errors import UserError
 from deepfake.models.trunk import Trunk
+from deepfake.signals import Stopped
 from deepfake.train import main
 
 SETTINGS = (
@@ -163,17 +165,23 @@ def test_an_interrupted_sweep_ends_at_once_and_goes_on_where_it_was(
 
     def interrupted(cfg: Any, *arguments: Any) -> float:
         if cfg.seed == 1:
-            raise KeyboardInterrupt
+            raise Stopped(signal.SIGINT)
         return fit(cfg, *arguments)
 
+    before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         patch.setattr(training, "_fit_and_judge", interrupted)
         assert sweep("seed=0,1,2") == 130
+    assert signal.getsignal(signal.SIGTERM) == before
     assert len(sweep.trained) == 2
     told = capfd.readouterr().err
-    assert told.splitlines()[-1].startswith("error: interrupted.")
+    count, first, second, last = told.splitlines()[-4:]
+    assert count == "error: 2 of 3 jobs are missing; the others are complete."
+    assert first.endswith("seed=1: interrupted")
+    assert second.endswith("seed=2: not run")
+    assert last.startswith("error: stopped by SIGINT. Run the same command again")
     assert "Traceback" not in told
-    assert json.loads((sweep.folder / "jobs" / "1.json").read_text())["status"] == "running"
+    assert json.loads((sweep.folder / "jobs" / "1.json").read_text())["status"] == "interrupted"
     assert sweep("seed=0,1,2") == 0
     assert len(sweep.trained) == 2
     assert len(sweep.compared) == 3
@@ -204,7 +212,7 @@ def test_a_sweep_over_experiments_is_looked_into(sweep: Sweep) -> None:
     given = ("experiment=report/resnet18,report/efficientnet_2", "views=1")
     assert sweep(*given) == 0
     plan = json.loads((sweep.folder / "plan.json").read_text())
-    assert sorted(job["unfreeze"] for job in plan) == [0, 2]
-    assert len({json.dumps(job["model"]) for job in plan}) == 1
+    assert sorted(network["unfreeze"] for network in plan["networks"]) == [0, 2]
+    assert len({json.dumps(network["model"]) for network in plan["networks"]}) == 1
     for folder in sweep.trained:
         assert OmegaConf.load(folder / "config.yaml").trunk.keep == [0, 2]

@@ -23,11 +23,12 @@ from deepfake.data.images import UnreadableImage
 from deepfake.data.prepared import Preparation, PreparedImages
 from deepfake.errors import UserError
 from deepfake.inputs import InputSpec
+from deepfake.ranks import Ranks
 
 PARTS = ("train", "val", "test")
 _PIECE_BYTES = 64e6  # of stored rows handed out at a time
 _VIEWS = 1  # raise it when augmentation or random crops give other pixels of the same numbers
-_LAST_SECONDS = 20  # that a loader process goes on for when it is told to end
+_LAST_SECONDS = 10  # that a loader process goes on for when it is told to end
 _BLOCK = 1024  # images handed to the threads at a time, so that the list of those waiting stays short
 
 
@@ -96,19 +97,29 @@ class EpochSampler(Sampler[tuple[int, int]]):
         shuffle: whether there is another order each epoch, or none.
         views: how many there are of each image, shown one an epoch, in turn; None: another each epoch.
         begun: an epoch, and how many of its first images are left out, for they have had their turn.
+        batch_size: images of a batch, of which each rank has a share.
+        ranks: that train together; alone, a share is all.
     """
 
     def __init__(
-        self, length: int, seed: int, shuffle: bool, views: int | None = None, begun: tuple[int, int] = (0, 0)
+        self,
+        length: int,
+        seed: int,
+        shuffle: bool,
+        views: int | None = None,
+        begun: tuple[int, int] = (0, 0),
+        batch_size: int = 1,
+        ranks: Ranks = Ranks(),  # noqa: B008 - alone
     ) -> None:
         self.length, self.seed, self.shuffle, self.views, self.epoch = length, seed, shuffle, views, 0
-        self.begun = begun
+        self.begun, self.batch_size, self.ranks = begun, batch_size, ranks
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.length - self._left_out
+        full, rest = divmod(self.length - self._left_out, self.batch_size)
+        return full * self.ranks.share(self.batch_size) + self.ranks.share(rest)
 
     def order(self) -> np.ndarray:
         """Indices of the images, int (n,), in the order of the epoch."""
@@ -116,13 +127,32 @@ class EpochSampler(Sampler[tuple[int, int]]):
             return random_for("order", self.seed, self.epoch).permutation(self.length)[self._left_out :]
         return np.arange(self._left_out, self.length)
 
+    def shares(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of every batch of the epoch's order this rank's share: every so many-th image.
+
+        All ranks have equally many. Where a batch cannot be parted evenly, its first image fills up, and is not to be
+        counted.
+
+        Returns:
+            The images, int (n,), and of each how many there are in its whole batch, 0 where it is not to be counted.
+        """
+        rank, order = self.ranks.rank, self.order()
+        images, sizes = [order[:0]], [order[:0]]
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            own = batch[rank :: self.ranks.world]
+            lacking = self.ranks.share(len(batch)) - len(own)
+            images += [own, batch[:lacking]]
+            sizes += [np.full(len(own), len(batch)), np.zeros(lacking, int)]
+        return np.concatenate(images), np.concatenate(sizes)
+
     @property
     def _left_out(self) -> int:
         return self.begun[1] if self.epoch == self.begun[0] else 0
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         view = view_of(self.epoch, self.views)
-        return ((view, int(index)) for index in self.order())
+        return ((view, int(index)) for index in self.shares()[0])
 
 
 def view_of(epoch: int, views: int | None) -> int:
@@ -134,6 +164,16 @@ class _Loader(DataLoader):
     """Batches of images by as many processes as asked for."""
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
+        if not (isinstance(self.sampler, EpochSampler) and self.sampler.ranks.world > 1):
+            yield from self._loaded()
+            return
+        start, sizes = 0, torch.from_numpy(self.sampler.shares()[1])
+        for batch in self._loaded():
+            end = start + len(batch["label"])
+            yield batch | {"batch_size": sizes[start:end]}
+            start = end
+
+    def _loaded(self) -> Iterator[dict[str, Tensor]]:
         # A process hands an error over as text with its stack trace; a user is told the message alone.
         try:
             yield from super().__iter__()
@@ -150,19 +190,24 @@ class RowBlocks:
         labels: int64 (N,), of all of them.
         order: int (n,), the images to show, in the order of the epoch.
         size: rows of a piece; the last may be smaller.
+        sizes: int (n,), of each image, as `EpochSampler.shares` has it; None for one rank alone.
     """
 
-    def __init__(self, rows: Rows, labels: Tensor, order: np.ndarray, size: int) -> None:
-        self.rows, self.labels, self.order, self.size = rows, labels, order, size
+    def __init__(
+        self, rows: Rows, labels: Tensor, order: np.ndarray, size: int, sizes: np.ndarray | None = None
+    ) -> None:
+        self.rows, self.labels, self.order, self.size, self.sizes = rows, labels, order, size, sizes
 
     def __len__(self) -> int:
         return -(-len(self.order) // self.size)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         for start in range(0, len(self.order), self.size):
-            places = self.order[start : start + self.size]
+            piece = slice(start, start + self.size)
+            places = self.order[piece]
             index = torch.from_numpy(places)
-            yield {"features": torch.from_numpy(self.rows[places]), "label": self.labels[index], "index": index}
+            batch = {"features": torch.from_numpy(self.rows[places]), "label": self.labels[index], "index": index}
+            yield batch if self.sizes is None else batch | {"batch_size": torch.from_numpy(self.sizes[piece])}
 
 
 class FaceDataModule(L.LightningDataModule):
@@ -189,6 +234,7 @@ class FaceDataModule(L.LightningDataModule):
 
     Attributes:
         begun: an epoch of the training, and how many of its first images are left out, as `EpochSampler` has it.
+        ranks: that train together, each on its share of every batch.
         provider: whoever computes something once for every image and view. Asked at the beginning of each epoch with
             the module, the part and the epoch, it returns rows for the batches to hold in place of images, or None.
 
@@ -222,6 +268,7 @@ class FaceDataModule(L.LightningDataModule):
         self.images = PreparedImages(spec, cache, max_megapixels, preparation, cache_gb)
         self.provider: Callable[[FaceDataModule, str, int], Rows | None] | None = None
         self.begun = 0, 0
+        self.ranks = Ranks()
         self._parts: dict[str, tuple[pd.DataFrame, pd.DataFrame]] = {}
 
     def rows(self, part: str) -> pd.DataFrame:
@@ -301,22 +348,27 @@ class FaceDataModule(L.LightningDataModule):
     def _loader(self, part: str) -> DataLoader | RowBlocks:
         training = part == "train"
         begun = self.begun if training else (0, 0)
-        sampler = EpochSampler(len(self.rows(part)), self.seed, training, self.views, begun)
+        sampler = EpochSampler(
+            len(self.rows(part)), self.seed, training, self.views, begun, self.batch_size, self.ranks
+        )
         # Where rows are provided or an epoch was begun before, the trainer asks anew for every epoch.
         epoch = self.trainer.current_epoch if self.trainer and training else 0
         sampler.set_epoch(epoch)
         if self.provider is not None:
-            rows = self.provider(self, part, epoch)
+            with self.ranks.first_alone(f"rows {part} {epoch}"):  # the others find what the first has stored
+                rows = self.provider(self, part, epoch)
             if rows is not None:
                 labels = torch.tensor(self.rows(part)["label"].to_numpy(np.int64))
-                steps = max(1, int(_PIECE_BYTES // (rows[np.arange(1)].nbytes * self.step)))
-                return RowBlocks(rows, labels, sampler.order(), steps * self.step)
-        return self._batches(part, sampler)
+                share = self.ranks.share(self.batch_size) * (self.step // self.batch_size)
+                steps = max(1, int(_PIECE_BYTES // (rows[np.arange(1)].nbytes * share)))
+                order, sizes = sampler.shares()
+                return RowBlocks(rows, labels, order, steps * share, sizes if self.ranks.world > 1 else None)
+        return self._batches(part, sampler, self.ranks.share(self.batch_size))
 
-    def _batches(self, part: str, sampler: EpochSampler | Sequence[tuple[int, int]]) -> DataLoader:
+    def _batches(self, part: str, sampler: EpochSampler | Sequence[tuple[int, int]], batch_size: int) -> DataLoader:
         return _Loader(
             self.dataset(part, self.device_augment),
-            batch_size=self.batch_size,
+            batch_size=batch_size,
             sampler=sampler,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
@@ -356,7 +408,7 @@ class FaceDataModule(L.LightningDataModule):
 
     def image_batches(self, part: str, view: int, places: Sequence[int]) -> DataLoader:
         """The images at these places of a part's rows, in that order, as they are in one view."""
-        return self._batches(part, [(view, place) for place in places])
+        return self._batches(part, [(view, place) for place in places], self.batch_size)
 
 
 def collate(items: list[tuple[Any, ...]]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import lightning as L
@@ -14,8 +15,10 @@ from deepfake.config import CosineConfig, PlateauConfig, SchedulerConfig
 from deepfake.errors import UserError
 from deepfake.evaluation.metrics import confusion, metric_collection
 from deepfake.models.backbones import Backbone
+from deepfake.models.batchnorm import WholeBatch
 from deepfake.models.freezing import freeze, is_member
 from deepfake.models.store import restored
+from deepfake.ranks import Ranks
 
 PARTS = ("train", "val", "test")
 MEASURES = ("accuracy", "precision", "recall", "f1", "auroc", "ap")
@@ -33,6 +36,9 @@ class DetectorModule(L.LightningModule):
     which Lightning's loop would take longer than the classifier; so the steps are taken here (Lightning calls that
     manual optimization), on images in the same way.
 
+    Where several ranks train, a batch holds this one's share of it, and "batch_size" of each image how many there are
+    in all of its batch, 0 for one that only fills up.
+
     Args:
         backbone: the network with its stages.
         unfreeze: last stages that train beside the classifier, or "all".
@@ -47,6 +53,7 @@ class DetectorModule(L.LightningModule):
     Attributes:
         trunk: runs the frozen stages, if anything else than the backbone itself shall.
         after_step: called after every step of the optimizer.
+        ranks: that train together.
         seen: of each part, logits, label and index of the batches of the epoch under way, or of the last.
         figures: of each part, what came out of its last epoch: loss, `MEASURES` and `COUNTS`.
         steps_in_all: of a training that nothing ends early, as the cosine counts them.
@@ -80,6 +87,7 @@ class DetectorModule(L.LightningModule):
         self.seen: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {part: [] for part in PARTS}
         self.figures: dict[str, dict[str, float]] = {}
         self.steps_in_all: int | None = None
+        self.ranks = Ranks()
         self._goes_on = False  # whether the epoch to begin was begun before
 
     def forward(self, images: Tensor) -> Tensor:
@@ -95,24 +103,30 @@ class DetectorModule(L.LightningModule):
         if not self._goes_on:
             self.seen["train"].clear()
         self._goes_on = False
+        self._draw_anew()
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         optimizer: Any = self.optimizers()
         inputs, start = self._inputs(batch)
         losses: list[Tensor] = []
+        sizes = self._sizes(batch)
         for piece, last in self._pieces(batch, batch_idx):
-            labels = batch["label"][piece]
-            logits = self.backbone(inputs[piece], start).float()
-            each = F.cross_entropy(logits, labels, reduction="none")
-            self.manual_backward((each * self._weights(len(labels), each.device)).sum())
-            self.seen["train"].append((logits.detach(), labels, batch["index"][piece]))
+            with self._normalising(sizes[piece]):
+                logits = self.backbone(inputs[piece], start).float()
+            each = F.cross_entropy(logits, batch["label"][piece], reduction="none")
+            self.manual_backward((each * self._weights(sizes[piece])).sum())
+            self._see("train", logits.detach(), batch, piece)
             losses.append(each.detach())
             if last:
+                self.ranks.add_up(self.parameters())
                 optimizer.step()
                 optimizer.zero_grad()
                 if isinstance(self.scheduler, CosineConfig):
                     self._scheduler.step()
-                self._leave_here(losses, batch_idx)
+                self._draw_anew()
+                # After the last step of an epoch there is no rest of it to go on with: its end is soon there.
+                if not (self.trainer.is_last_batch and piece.stop in (None, len(batch["label"]))):
+                    self._leave_here(losses, batch_idx)
         self._expect_finite(losses, batch_idx)
         if self.trainer.is_last_batch:
             self._measure("train")
@@ -147,17 +161,37 @@ class DetectorModule(L.LightningModule):
             yield slice(None), (batch_idx + 1) % self.accumulate == 0 or self.trainer.is_last_batch
             return
         # Rows: whole steps, of which the last of the epoch may be smaller.
-        count, step = len(batch["label"]), self.batch_size * self.accumulate
-        size = step if self._apart else self.batch_size
+        share = self.ranks.share(self.batch_size)
+        count, step = len(batch["label"]), share * self.accumulate
+        size = step if self._apart else share
         for start in range(0, count, size):
             end = min(start + size, count)
             yield slice(start, end), end % step == 0 or end == count
 
-    def _weights(self, count: int, device: torch.device) -> Tensor:
-        """Of each of so many images, its share in the gradient: the mean over its batch, over a step's batches."""
-        number = torch.arange(count, device=device) // self.batch_size
-        sizes = torch.bincount(number)
-        return 1.0 / (sizes[number] * self.accumulate)
+    def _sizes(self, batch: dict[str, Tensor]) -> Tensor:
+        """Of each image, how many there are in its batch; 0 for one that is not to be counted."""
+        if "batch_size" in batch:
+            return batch["batch_size"]
+        number = torch.arange(len(batch["label"]), device=batch["label"].device) // self.batch_size
+        return torch.bincount(number)[number]
+
+    def _weights(self, sizes: Tensor) -> Tensor:
+        """Of each image, its share in the gradient: the mean over its batch, over a step's batches."""
+        return torch.where(sizes > 0, 1.0 / (sizes * self.accumulate), 0.0)
+
+    def _normalising(self, sizes: Tensor) -> AbstractContextManager[Any]:
+        # What fills up is the last of a share, and a piece is one share wherever there is a batch to normalise.
+        return WholeBatch(self.ranks, int((sizes > 0).sum())) if self.ranks.world > 1 else nullcontext()
+
+    def _see(self, part: str, logits: Tensor, batch: dict[str, Tensor], piece: slice = slice(None)) -> None:
+        seen = logits, batch["label"][piece], batch["index"][piece]
+        if self.ranks.world > 1:
+            counted = batch["batch_size"][piece] > 0
+            seen = seen[0][counted], seen[1][counted], seen[2][counted]
+        self.seen[part].append(seen)
+
+    def _draw_anew(self) -> None:
+        self.ranks.seed(self.record.get("seed", 0), self.trainer.global_step)
 
     def on_train_epoch_end(self) -> None:
         # After the epoch's validation, and before the checkpoint is written.
@@ -190,18 +224,25 @@ class DetectorModule(L.LightningModule):
         inputs, start = self._inputs(batch)
         # Rows come in pieces of many batches, which would be too many for the memory of stages that train.
         logits = torch.cat([self.backbone(piece, start).float() for piece in inputs.split(self.batch_size)])
-        self.seen[part].append((logits, batch["label"], batch["index"]))
+        self._see(part, logits, batch)
 
     def seen_so_far(self, part: str) -> dict[str, Tensor]:
-        """logits float32 (n, 2), label and index int64 (n,) of the images of the epoch, on the processor."""
-        columns = zip(*self.seen[part], strict=True)
-        return {
-            name: torch.cat(column).cpu() for name, column in zip(("logits", "label", "index"), columns, strict=True)
-        }
+        """logits float32 (n, 2), label and index int64 (n,) of the images of the epoch, on the processor.
+
+        Of all ranks, each of which must ask.
+        """
+        own = [torch.cat(column).cpu() for column in zip(*self.seen[part], strict=True)]
+        columns = [torch.cat(column) for column in zip(*self.ranks.gathered(own), strict=True)]
+        if self.ranks.world > 1:
+            order = columns[-1].argsort()
+            columns = [column[order] for column in columns]
+        return dict(zip(("logits", "label", "index"), columns, strict=True))
 
     def go_on_with(self, seen: dict[str, Tensor]) -> None:
         """Have the next epoch be the rest of one that was begun: `seen_so_far` of its training part."""
-        self.seen["train"] = [(seen["logits"], seen["label"], seen["index"])]
+        # To be gathered from all ranks with the rest of the epoch, so only one of them has it.
+        took = slice(None if self.ranks.rank == 0 else 0)
+        self.seen["train"] = [(seen["logits"][took], seen["label"][took], seen["index"][took])]
         self._goes_on = True
 
     def outputs(self, part: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -217,13 +258,16 @@ class DetectorModule(L.LightningModule):
         logits, labels = seen["logits"], seen["label"]
         probabilities = logits.softmax(1)[:, 1]
         measured = metric_collection("")(probabilities, labels)
-        figures = {"loss": F.cross_entropy(logits, labels).item()} | {name: float(measured[name]) for name in MEASURES}
+        figures = {"loss": F.cross_entropy(logits, labels).item()} | {
+            name: float(measured[name]) for name in MEASURES
+        }
         counts = confusion()(probabilities, labels).ravel().tolist()
-        self.figures[part] = figures | dict(zip(COUNTS, counts, strict=True))
+        # The same on all ranks, to the bit, for they decide by them what comes next.
+        said = self.figures[part] = self.ranks.of_first(figures | dict(zip(COUNTS, counts, strict=True)))
         # Not to the dashboard: `Recorder` writes there, by epoch. Lightning would write a second time, by step.
         how: Any = {"on_step": False, "on_epoch": True, "logger": False, "batch_size": len(labels)}
-        self.log(f"{part}/loss", figures.pop("loss"), prog_bar=True, **how)
-        self.log_dict({f"{part}/{name}": value for name, value in figures.items()}, **how)
+        self.log(f"{part}/loss", said["loss"], prog_bar=True, **how)
+        self.log_dict({f"{part}/{name}": said[name] for name in MEASURES}, **how)
 
     def configure_optimizers(self) -> Any:
         """Adam over what trains, and the scheduler in Lightning's form."""
@@ -253,7 +297,7 @@ class DetectorModule(L.LightningModule):
         batches = int(self.trainer.estimated_stepping_batches) // self.epochs  # Lightning takes each for a step
         rows = getattr(self.trainer.train_dataloader, "order", None)
         if rows is not None:  # pieces of many batches
-            batches = math.ceil(len(rows) / self.batch_size)
+            batches = math.ceil(len(rows) / self.ranks.share(self.batch_size))
         return max(1, self.epochs * math.ceil(batches / self.accumulate))
 
     def trained_state(self) -> dict[str, Tensor]:
