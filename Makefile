@@ -73,6 +73,7 @@ $(VENV)/.demo: $(VENV)/.pip $(LOCK) pyproject.toml
 
 # What is built from source is built by locked versions too.
 $(VENV)/.test: $(VENV)/.pip $(LOCK) pyproject.toml
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --build-constraints $(LOCK) --requirement $(LOCK)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes --build-constraints $(LOCK) \
+		--requirement $(LOCK)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-build-isolation --no-deps -e .
 	@touch $@

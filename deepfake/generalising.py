@@ -45,7 +45,7 @@ def generalise(cfg: GeneraliseConfig) -> int:
     folds, told, failed = [], [], []
     for number, (protocol, generator, held_out) in enumerate(planned, start=1):
         name = Fold(protocol, generator, 0.5, pd.DataFrame()).name
-        terminal(stderr=True).rule(f"training {number} of {len(planned)}: {name}", align="left")
+        terminal(stderr=True).rule(named(f"training {number} of {len(planned)}: {name}"), align="left")
         started = time.monotonic()
         settings = _training(cfg, held_out)
         try:

@@ -34,7 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from deepfake.command import errors_ending_here
 from deepfake.config import TrainConfig, parse_train
-from deepfake.console import say_error, terminal
+from deepfake.console import named, say_error, terminal
 from deepfake.errors import UserError
 from deepfake.files import write_json
 from deepfake.recap import compare
@@ -90,7 +90,7 @@ def job(composed: DictConfig) -> float:
     }
     try:
         write_json(record, entry)
-        terminal(stderr=True).rule(f"job {hydra_cfg.job.num}: {overrides}", align="left")
+        terminal(stderr=True).rule(named(f"job {hydra_cfg.job.num}: {overrides}"), align="left")
         cfg = parse_train(composed)
         cfg.trunk.keep = _kept_for_others(cfg, Path(hydra_cfg.sweep.dir))
         if not hydra_cfg.launcher._target_.endswith(BasicLauncher.__name__):

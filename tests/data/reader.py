@@ -75,6 +75,7 @@ class Reader:
 def _serve(max_megapixels: float, seconds: float) -> None:
     import cv2
     import numpy as np
+    from PIL import Image
 
     from deepfake.data.images import UnreadableImage, decode_image, perceptual_hash
     from deepfake.data.prepared import Preparation, prepare, square
@@ -99,6 +100,7 @@ def _serve(max_megapixels: float, seconds: float) -> None:
         whole = pixels.shape == (file.height, file.width, 3) and shown.shape == (size, size, 3)
         return "ok" if whole and pixels.dtype == shown.dtype == np.uint8 else "wrong shape", file.reason
 
+    Image.init()  # else the first file would pay for it
     cv2.setNumThreads(1)
     faulthandler.enable()
     faulthandler.register(signal.SIGPROF, chain=True)

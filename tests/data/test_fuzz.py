@@ -61,7 +61,7 @@ def test_a_bomb_is_refused_without_its_memory(name: str) -> None:
 
 
 def test_what_ends_the_process_is_told_and_another_begins() -> None:
-    reader = Reader(max_megapixels=64, seconds=0.3)
+    reader = Reader(max_megapixels=64, seconds=1.0)
     rows = bmp(65_535, 970, 8, 1, b"\x01\x05\x00\x00" * 970)  # each padded byte by byte
     answer = reader.read(rows)
     assert answer.status == "ended by SIGPROF"
