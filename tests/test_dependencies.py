@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import threading
 import tomllib
 from collections.abc import Callable, Iterator
@@ -111,7 +112,9 @@ def test_versions_with_known_holes_are_neither_asked_for_nor_locked() -> None:
 def test_what_is_installed_is_what_is_locked() -> None:
     if not Path(sys.prefix, ".test").exists():
         pytest.skip("not the environment that make builds from the lock")
-    installed = {canonicalize_name(one.name): Version(one.version) for one in importlib.metadata.distributions()}
+    # Not wherever a test has led the search since: setuptools adds a folder of its own copies.
+    found = importlib.metadata.distributions(path=[sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+    installed = {canonicalize_name(one.name): Version(one.version) for one in found}
     other = {name: (pin, installed.get(name)) for name, pin in locked().items() if pin != installed.get(name)}
     assert not other, "make test installs what is locked"
 
