@@ -126,8 +126,8 @@ def drop_previous(folder: Path) -> None:
 def copy_checkpoint(source: Path, target: Path) -> None:
     """A copy, durable, whose hash is told beside it; of one that is whole, see `expect_whole`."""
     content = source.read_bytes()
-    write_bytes(target, content)
     _write_sums(target.parent, [*_sums(target.parent), (hashlib.sha256(content).hexdigest(), target.name)])
+    write_bytes(target, content)
 
 
 class _Hashed:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import BaseFileLock, Timeout
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -98,6 +99,25 @@ class _Memory(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.said.append(record)
+
+
+@contextmanager
+def in_turn(lock: BaseFileLock, waiting: str) -> Iterator[None]:
+    """Hold a lock; who has to wait for it says so. A dead process holds none.
+
+    Raises (on entering):
+        OSError: the folder that it lies in cannot be made or written.
+    """
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("%s: waiting for it", waiting)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def interval(row: Mapping[Any, Any], name: str, digits: str = ".3f") -> str:

@@ -9,16 +9,16 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from deepfake.config import TrainConfig
-from deepfake.console import log
+from deepfake.console import in_turn
 from deepfake.errors import UserError
 from deepfake.files import write_json
 from deepfake.untrusted import read_json
@@ -107,19 +107,12 @@ def alone(folder: Path) -> Iterator[None]:
         UserError: the folder it lies in cannot be written.
     """
     lock = FileLock(folder.parent / ".locks" / f"{folder.name}.lock")
-    try:
-        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.info("another process works on %s: waiting for it", folder)
-            lock.acquire()
-    except OSError as error:
-        raise unwritable(folder.parent, error.strerror) from error
-    try:
+            held.enter_context(in_turn(lock, f"another process works on {folder}"))
+        except OSError as error:
+            raise unwritable(folder.parent, error.strerror) from error
         yield
-    finally:
-        lock.release()
 
 
 def begin(folder: Path) -> None:

@@ -73,13 +73,14 @@ def train(cfg: TrainConfig) -> float:
             expect_trainable(found, cfg.data.hold_out)
             how = preparation(cfg.data, found.table)
             audit = look_for_shortcuts(cfg, found, how)
+            complete = runs.is_complete(folder)
             if (value := _complete_value(cfg, folder, found)) is not None:
                 return value
             L.seed_everything(cfg.seed, verbose=False)
             detector, device = build_detector(cfg), device_of(cfg)
         with runs.alone(folder):
-            if (value := _complete_value(cfg, folder, found)) is not None:  # by now, by another process
-                return value
+            if not complete and (value := _complete_value(cfg, folder, found)) is not None:
+                return value  # another process has made it meanwhile
             with remembering() as also_said:
                 state = _state_to_go_on_from(cfg, folder, found)
             if state is None:
@@ -141,7 +142,8 @@ def _state_to_go_on_from(cfg: TrainConfig, folder: Path, found: Catalogue) -> di
             )  # fmt: skip
             return state
         why = change
-        log.warning("not gone on from, for %s since: begins anew, the earlier run set aside.", change)
+        if not runs.is_complete(folder):  # of one that is, the same was said
+            log.warning("not gone on from, for %s since: begins anew, the earlier run set aside.", change)
     if cfg.resume == "must":
         raise UserError(
             f"resume=must: expected an interrupted run in {folder} to go on from, found {why}. "

@@ -10,17 +10,16 @@ import copy
 import json
 import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 from torch import Tensor
 
 from deepfake.config import ENGINES, PRECISIONS
-from deepfake.console import log, progress
+from deepfake.console import in_turn, log, progress
 from deepfake.files import write_json
 from deepfake.models.backbones import Backbone
 from deepfake.models.engines import Engine, build_engine, planned, versions
@@ -325,7 +324,7 @@ class StoredTrunk:
             # One run at a time: another that needs the same rows waits for them instead of computing them too. The
             # shallowest first in every run, so that no two wait for each other.
             for store in self._stores.values():
-                stack.enter_context(_in_turn(store.alone()))
+                stack.enter_context(in_turn(store.alone(), "trunk      another run computes with this network"))
             missing = {
                 depth: {images[place] for place in store.find(images, key).missing.tolist()}
                 for depth, store in self._stores.items()
@@ -348,17 +347,3 @@ class StoredTrunk:
 
     def _on_device(self, data: Any, batch: dict[str, Tensor]) -> Tensor:
         return data.normalised({name: values.to(self.trunk.device) for name, values in batch.items()})
-
-
-@contextlib.contextmanager
-def _in_turn(lock: filelock.BaseFileLock) -> Iterator[None]:
-    """Hold a lock; who has to wait for it says so."""
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        log.info("trunk      another run computes with this network: waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
