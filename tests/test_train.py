@@ -639,6 +639,7 @@ def test_a_complete_run_is_trained_again_when_its_images_have_changed(faces: Pat
     assert re.search(
         r"complete, but \d+ images or their parts have changed, such as '", (folder / "train.log").read_text()
     )
+    assert (folder / "train.log").read_text().count("have changed, such as") == 1
 
 
 def test_strict_audit_refuses_what_an_earlier_run_let_pass(tmp_path: Path) -> None:
