@@ -1,13 +1,19 @@
 """What several test files share: one thread, a tiny folder of faces, the real faces where there are any."""
 
 import os
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")
@@ -44,3 +50,19 @@ def assets() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder {folder}: set DEEPFAKE_ASSETS")
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> "Iterator[Browser]":
+    """Chromium without a window, for tests marked `browser`: the one that is installed, whose start asks for nothing."""
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("no Chromium: install it (Debian: apt install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    silent = ("background-networking", "component-update", "sync", "quic", "gpu")
+    with sync_playwright() as driver:
+        options = ["--no-first-run", *(f"--disable-{what}" for what in silent)]
+        browser = driver.chromium.launch(executable_path=program, chromium_sandbox=os.geteuid() != 0, args=options)
+        yield browser
+        browser.close()

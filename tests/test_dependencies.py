@@ -29,7 +29,7 @@ FLOORS = {
     "lightning": "2.6.6",
     "hydra-core": "1.3.8",
     "pillow": "13",
-    "gradio": "6.20",
+    "streamlit": "1.67",
     "ray": "2.52",
 }
 CEILINGS = {"hydra-core": "1.4"}  # the first version that the sweep's callbacks do not follow
