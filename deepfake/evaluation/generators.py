@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
-from deepfake.evaluation.metrics import bootstrap_intervals, scores
+from deepfake.evaluation.metrics import BLOCK, bootstrap_intervals, scores, wilson_interval
 
 ALL, WITHOUT, ALONE = "all generators", "leave_one_out", "train_one"  # protocols
 WORST = {  # of each figure, which end is the worst
@@ -25,7 +24,6 @@ COLUMNS = (
     *(f"{name}_{what}" for name in WORST for what in ("in_distribution", "same_images", "gap")),
 )
 
-_BLOCK = 2_000_000  # entries of one (resamples, images) array of the bootstrap
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,7 @@ def mean_intervals(
     if not reals:
         return {}
     generator = np.random.default_rng(seed)
-    block = max(1, _BLOCK // max(len(fold.predictions) for fold in folds))
+    block = max(1, BLOCK // max(len(fold.predictions) for fold in folds))
     parts = [
         _resampled_means(folds, reals, min(block, resamples - start), generator)
         for start in range(0, resamples, block)
@@ -270,8 +268,7 @@ def _figures(
     at = bootstrap_intervals(labels, p, threshold, ("accuracy",), resamples, seed)
     intervals["accuracy_threshold"] = at["accuracy"]
     for name, wrong, of in (("fnr", facts["fn"], len(images)), ("fpr", facts["fp"], len(reals))):
-        found = binomtest(int(wrong), of).proportion_ci(method="wilson") if of else None
-        intervals[name] = (float(found.low), float(found.high)) if found else (np.nan, np.nan)
+        intervals[name] = wilson_interval(wrong, of)
     for name, (low, high) in intervals.items():
         row |= {f"{name}_low": low, f"{name}_high": high}
     return row

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
@@ -39,7 +40,7 @@ CLIP = 1e-7
 BINS = 15  # of both calibration errors
 
 # Entries of one (resamples, images) array of the bootstrap: 16 MB, however large the data are.
-_BLOCK = 2_000_000
+BLOCK = 2_000_000
 
 
 # torch and torchmetrics are imported inside the two factories: they take seconds to load, and the commands
@@ -223,7 +224,7 @@ def resampled_scores(
 
     reals, fakes = np.flatnonzero(~is_fake), np.flatnonzero(is_fake)
     generator = np.random.default_rng(seed)
-    block = max(1, _BLOCK // is_fake.size)
+    block = max(1, BLOCK // is_fake.size)
     parts: list[list[dict[str, Floats]]] = [[] for _ in predictions]
     for start in range(0, resamples, block):
         rows = min(block, resamples - start)
@@ -232,6 +233,18 @@ def resampled_scores(
             real, fake = _counts(position[drawn_reals], values.size), _counts(position[drawn_fakes], values.size)
             part.append(_Counted(values, real, fake, threshold).measured(metrics))
     return [{name: np.concatenate([found[name] for found in part]) for name in metrics} for part in parts]
+
+
+def wilson_interval(part: float, whole: float) -> tuple[float, float]:
+    """95 % interval of the share part / whole of counts, which keeps its width at 0 and 1; NaN of nothing.
+
+    Source: Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
+    """
+    if not whole:
+        return float("nan"), float("nan")
+    # What is tested makes no difference here; the share itself spares SciPy a search that takes longest of all.
+    found = binomtest(int(part), int(whole), part / whole).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 def checked_labels(labels: NDArray) -> NDArray[np.bool_]:

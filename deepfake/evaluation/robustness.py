@@ -8,9 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
-from deepfake.evaluation.metrics import checked_labels, checked_probabilities, resampled_scores, scores
+from deepfake.evaluation.metrics import (
+    checked_labels,
+    checked_probabilities,
+    resampled_scores,
+    scores,
+    wilson_interval,
+)
 
 COLUMNS = (
     *("kind", "strength", "images", "prevalence", "majority", "lost"),
@@ -203,10 +208,8 @@ def _interval(name: str, value: float, sample: NDArray[np.float64]) -> dict[str,
 
 
 def _rate(name: str, part: int, whole: int) -> dict[str, float]:
-    if not whole:
-        return dict.fromkeys((name, f"{name}_low", f"{name}_high"), float("nan"))
-    found = binomtest(part, whole).proportion_ci(method="wilson")
-    return {name: part / whole, f"{name}_low": float(found.low), f"{name}_high": float(found.high)}
+    low, high = wilson_interval(part, whole)
+    return {name: part / whole if whole else float("nan"), f"{name}_low": low, f"{name}_high": high}
 
 
 def _with_gaps(name: str, probabilities: NDArray, images: int) -> NDArray[np.float64]:

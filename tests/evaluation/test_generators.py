@@ -219,7 +219,7 @@ def test_blocks_and_the_order_of_the_rows_change_nothing(folds: list[Fold], monk
     whole = mean_intervals(folds, 300)
     shuffled = [Fold(f.protocol, f.generator, f.threshold, f.predictions.sample(frac=1)) for f in folds]
     assert mean_intervals(shuffled, 300) == whole
-    monkeypatch.setattr(generators, "_BLOCK", 1000)
+    monkeypatch.setattr(generators, "BLOCK", 1000)
     in_blocks = mean_intervals(folds, 300)
     for protocol, entry in whole.items():
         for name, (low, high) in entry.items():

@@ -27,6 +27,7 @@ from deepfake.evaluation.metrics import (
     metric_collection,
     resampled_scores,
     scores,
+    wilson_interval,
 )
 
 OF_TWO_CLASSES = ("balanced_accuracy", "auroc", "ap", "eer", "tpr_at_fpr1", "tpr_at_fpr5")
@@ -412,7 +413,7 @@ def test_bootstrap_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Large data are measured a few resamples at a time; the interval may change only by chance."""
     labels, probabilities = drawn(100)
     whole = bootstrap_intervals(labels, probabilities, resamples=3000)["auroc"]
-    monkeypatch.setattr("deepfake.evaluation.metrics._BLOCK", 700)
+    monkeypatch.setattr("deepfake.evaluation.metrics.BLOCK", 700)
     blocks = bootstrap_intervals(labels, probabilities, resamples=3000)["auroc"]
     assert blocks == pytest.approx(whole, abs=0.01)
 
@@ -439,7 +440,7 @@ def test_interval_covers_the_truth() -> None:
 
 def test_memory_does_not_grow_with_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """A whole table of (resamples, images) takes 13 and 10 MB here, against blocks of 0.16 MB."""
-    monkeypatch.setattr("deepfake.evaluation.metrics._BLOCK", 20_000)
+    monkeypatch.setattr("deepfake.evaluation.metrics.BLOCK", 20_000)
     peaks = []
     for n in (400, 20_000):
         labels, probabilities = drawn(n)
@@ -505,3 +506,15 @@ def test_the_bootstrap_orders_by_margins() -> None:
 def test_bad_margins_are_refused(margins: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         scores(np.array([0, 1]), np.array([0.2, 0.8]), margins=np.array(margins))
+
+
+@pytest.mark.parametrize(("part", "whole"), [(0, 7), (3, 10), (7, 7), (480, 500)])
+def test_wilson_interval(part: int, whole: int) -> None:
+    z, p = NormalDist().inv_cdf(0.975), part / whole
+    centre, half = p + z * z / (2 * whole), z * math.sqrt(p * (1 - p) / whole + z * z / (4 * whole**2))
+    expected = [(centre - half) / (1 + z * z / whole), (centre + half) / (1 + z * z / whole)]
+    assert wilson_interval(part, whole) == pytest.approx(expected, abs=1e-9)
+
+
+def test_wilson_interval_of_nothing() -> None:
+    assert np.isnan(wilson_interval(0, 0)).all()
