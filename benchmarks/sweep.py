@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2", help="seeds")
     parser.add_argument("--images", type=int, default=1667, help="of each of the six built-in sources (1667)")
     parser.add_argument("--size", type=int, default=256, help="pixels of the built-in images (256)")
+    parser.add_argument("--jobs", type=int, default=1, help="at a time, by joblib (1)")
     parser.add_argument("settings", nargs="*", help="further ones of deepfake.train, NAME=VALUE")
     options = parser.parse_intermixed_args()
     warnings.simplefilter("ignore")
@@ -113,6 +114,8 @@ def _measure(faces: Path, weights: str, folder: Path, options: argparse.Namespac
     ]  # fmt: skip
     swept, passed = folder / "sweep", folder / "passes"
     chosen = [f"model={options.models}", f"lr={options.lrs}", f"seed={options.seeds}"]
+    if options.jobs > 1:
+        chosen += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={options.jobs}"]
     sweep = _seconds_of_sweep([*chosen, *common, f"output_dir={swept}"])
     passes: dict[str, float] = {}
     with initialize_config_dir(conf_dir(), version_base="1.3"):
@@ -186,10 +189,11 @@ def _print(measured: Sequence[Measured], options: argparse.Namespace) -> None:
     table = Table(
         "seconds", "median (lowest to highest)",
         title=f"{counts[0]} backbones x {counts[1]} learning rates x {counts[2]} seeds, {6 * options.images} images, "
-        f"{torch.get_num_threads()} threads, {' '.join(environment()['gpus']) or 'no GPU'}, {len(measured)} repeats",
+        f"{options.jobs} at a time, {torch.get_num_threads()} threads, "
+        f"{' '.join(environment()['gpus']) or 'no GPU'}, {len(measured)} repeats",
     )  # fmt: skip
     table.add_row("the whole sweep", _spread([m.sweep for m in measured], ".1f"))
-    for share in SHARES:
+    for share in SHARES if options.jobs == 1 else ():  # what runs side by side adds up to more than the whole
         table.add_row(f"  {share}", _spread([m.shares[share] for m in measured], ".1f"))
     passes = [sum(m.passes.values()) for m in measured]
     table.add_row(f"the trunk passes alone, {measured[0].rows:,} rows", _spread(passes, ".1f"))
