@@ -2,10 +2,10 @@
 
 Each size goes through the commands of a first day with a data set, one process after the other, as a user runs them:
 the audit without spectra on an empty cache, which looks at every file for the first time; the same again, which finds
-what it knows; the audit with spectra; a training of the classifier alone on a tiny network, three epochs of one view,
-random weights; and a prediction for every image by that run. Start and imports count. Every repeat begins without a
-cache; the images are drawn once into a folder and found there again: 64 pixels, half PNG, half JPEG, some hundred
-thousand files for the largest size.
+what it knows; the audit with spectra; the spectra of every source; a training of the classifier alone on a tiny
+network, three epochs of one view, random weights; and a prediction for every image by that run. Start and imports
+count. Every repeat begins without a cache; the images are drawn once into a folder and found there again: 64 pixels,
+half PNG, half JPEG, some hundred thousand files for the largest size.
 
 "Peak" is resident memory, the highest of all repeats: the kernel's own mark of a command's largest process or, where
 that is more, what several of its processes together were seen to hold. Pages of mapped files, such as stored rows,
@@ -87,6 +87,7 @@ def _one_day(root: Path) -> dict[str, Cost]:
             "catalogue, first look": measure([*audit, "spectrum=false"], _AUDITED),
             "catalogue, second look": measure([*audit, "spectrum=false"], _AUDITED),
             "audit with spectra": measure([*audit, "spectrum=true"], _AUDITED),
+            "spectra of every source": measure(["spectra", *data, f"output={folder}/spectra", "progress=false"]),
             "training": measure(["train", *data, *network, *training, f"output_dir={folder}/runs"]),
         }
         (summary,) = Path(folder, "runs").glob(f"*/{SUMMARY}")

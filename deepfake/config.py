@@ -171,6 +171,20 @@ class AuditConfig:
 
 
 @dataclass
+class SpectraConfig:
+    data: DataConfig = field(default_factory=DataConfig)
+    square: int | None = None  # pixels
+    window: bool = False  # Hann
+    size: int = 224  # pixels
+    interpolation: str = "bicubic"  # bicubic | bilinear
+    pairs: dict[str, str] | None = None  # fake source: its real source
+    image: str | None = None
+    output: str | None = None
+    output_dir: str = "outputs"
+    progress: bool = True
+
+
+@dataclass
 class PredictConfig:
     run: str = MISSING
     input: Any = MISSING  # a file, a folder, a CSV, or a list of files
@@ -219,6 +233,26 @@ class RobustnessConfig:
 
 
 @dataclass
+class ExplainConfig:
+    data: DataConfig = field(default_factory=DataConfig)
+    run: str = MISSING
+    method: str = "auto"  # auto | grad-cam | rollout
+    images: int = 100  # whose places are hidden
+    shifts: int = 4  # of the map, to random places
+    hide: str = "blur"  # blur | mean
+    filtered: int = 400  # images
+    cutoffs: list[float] = field(default_factory=lambda: [0.01, 0.02, 0.04, 0.08, 0.16, 0.24, 0.32, 0.4])
+    probed: int = 2000  # training images
+    sheet: int = 8  # pictures
+    threshold: str = "half"  # half | eer | balanced_accuracy | fpr_1 | fpr_5
+    output: str | None = None
+    output_dir: str = "outputs"
+    engine: str = "auto"  # auto | eager | compile | onnxruntime | openvino
+    batch_size: int = 32
+    progress: bool = True
+
+
+@dataclass
 class GeneraliseConfig(TrainConfig):
     protocol: str = "both"  # leave_one_out | train_one | both
     threshold: str = "balanced_accuracy"  # half | eer | balanced_accuracy | fpr_1 | fpr_5
@@ -226,9 +260,31 @@ class GeneraliseConfig(TrainConfig):
 
 
 @dataclass
+class ReportConfig:
+    run: Any = MISSING  # a run folder, or a list of them
+
+
+@dataclass
 class RecapConfig:
     runs: Any = "outputs"
     output: str | None = None
+
+
+@dataclass
+class AppConfig:
+    run: str = MISSING
+    threshold: str = "half"  # half | eer | balanced_accuracy | fpr_1 | fpr_5
+    tta: str = "none"  # none | flip | crops
+    host: str = "127.0.0.1"
+    port: int = 8501  # 0 = any that is free
+    open_browser: bool = True
+    max_files: int = 20  # at once
+    max_megabytes: int = 20  # of a file
+    max_megapixels: float = 64.0
+    reference_images: int = 200  # training images of a source
+    engine: str = "auto"  # auto | eager | compile | onnxruntime | openvino
+    device: str = "auto"  # auto | cpu | cuda
+    progress: bool = True
 
 
 # Names to classes, in code: nothing read from a file ever decides what is instantiated.
@@ -248,6 +304,8 @@ DEVICES = ("auto", "cpu", "cuda")
 COMBINE = ("mean", "logit_mean", "stacked")
 THRESHOLDS = ("half", "eer", "balanced_accuracy", "fpr_1", "fpr_5")
 PERTURBATIONS = ("jpeg", "blur", "resize", "noise", "rotation", "flip", "crop")
+METHODS = ("auto", "grad-cam", "rollout")
+HIDE = ("blur", "mean")
 PROTOCOLS = ("leave_one_out", "train_one", "both")
 DATA: dict[str, type[DataConfig]] = {"synthetic": SyntheticConfig, "folder": DataConfig}
 
@@ -289,6 +347,29 @@ def parse_audit(cfg: DictConfig) -> AuditConfig:
     _expect(
         typed.interpolation in ("bicubic", "bilinear"), f"interpolation={typed.interpolation}", "bicubic or bilinear"
     )
+    return typed
+
+
+def parse_spectra(cfg: DictConfig) -> SpectraConfig:
+    """Composed configuration of the spectra to typed settings; refuses what is unknown or contradictory by name."""
+    settings = _plain(cfg)
+    typed = _typed(SpectraConfig(data=_data_schema(settings)), settings)
+    assert isinstance(typed, SpectraConfig)  # noqa: S101 - for the type checker
+    _check_data(typed.data)
+    for name in ("group", "hold_out", "fractions", "split_seed", "workers"):
+        given = getattr(typed.data, name)
+        _expect(
+            given == getattr(DataConfig(), name), f"data.{name}={given}", "to leave it out, for nothing is split here"
+        )
+    _expect(
+        typed.square is None or typed.square >= 16, f"square={typed.square}", "at least 16 pixels, or null to choose"
+    )
+    _expect(typed.size >= 32, f"size={typed.size}", "at least 32 pixels")
+    _expect(
+        typed.interpolation in ("bicubic", "bilinear"), f"interpolation={typed.interpolation}", "bicubic or bilinear"
+    )
+    if typed.image is not None:
+        _expect_paths("image", typed.image, "an image")
     return typed
 
 
@@ -364,6 +445,28 @@ def parse_robustness(cfg: DictConfig) -> RobustnessConfig:
     return typed
 
 
+def parse_explain(cfg: DictConfig) -> ExplainConfig:
+    """Composed configuration of the explanation to typed settings; refuses what is unknown by name."""
+    settings = _plain(cfg)
+    typed = _typed(ExplainConfig(data=_data_schema(settings)), settings)
+    assert isinstance(typed, ExplainConfig)  # noqa: S101 - for the type checker
+    _expect_paths("run", typed.run, "the folder of a run")
+    for name, choices in (("method", METHODS), ("hide", HIDE), ("threshold", THRESHOLDS), ("engine", ENGINES)):
+        given = getattr(typed, name)
+        _expect(given in choices, f"{name}={given}", f"one of {', '.join(choices)}")
+    for name in ("images", "shifts", "filtered", "probed", "batch_size"):
+        _expect(getattr(typed, name) >= 1, f"{name}={getattr(typed, name)}", "a whole number of at least 1")
+    _expect(typed.sheet >= 0, f"sheet={typed.sheet}", "0 or more pictures")
+    cutoffs = typed.cutoffs
+    _expect(
+        len(cutoffs) >= 2 and sorted(set(cutoffs)) == cutoffs and cutoffs[0] > 0 and cutoffs[-1] <= 0.5,
+        f"cutoffs={cutoffs}",
+        "at least two frequencies in (0, .5] cycles a pixel, ascending",
+    )
+    _check_evaluated(typed.data)
+    return typed
+
+
 def parse_generalise(cfg: DictConfig) -> GeneraliseConfig:
     """Composed configuration of the generalisation test to typed settings, checked as those of a training."""
     typed = _training(GeneraliseConfig, cfg)
@@ -375,6 +478,23 @@ def parse_generalise(cfg: DictConfig) -> GeneraliseConfig:
         f"data.hold_out={typed.data.hold_out}",
         "to leave it out: each generator is held out in its turn",
     )
+    return typed
+
+
+def parse_app(cfg: DictConfig) -> AppConfig:
+    """Composed configuration of the local page to typed settings; refuses what is unknown by name."""
+    typed = _typed(AppConfig(), _plain(cfg))
+    assert isinstance(typed, AppConfig)  # noqa: S101 - for the type checker
+    _expect_paths("run", typed.run, "the folder of a run")
+    _expect(typed.threshold in THRESHOLDS, f"threshold={typed.threshold}", f"one of {', '.join(THRESHOLDS)}")
+    _expect(typed.tta in TTA, f"tta={typed.tta}", f"one of {', '.join(TTA)}")
+    _expect(bool(typed.host), f"host={typed.host}", "an address or a name of this computer")
+    _expect(0 <= typed.port <= 65_535, f"port={typed.port}", "a number from 1 to 65535, or 0 for any that is free")
+    for name in ("max_files", "max_megabytes", "reference_images"):
+        _expect(getattr(typed, name) >= 1, f"{name}={getattr(typed, name)}", "a whole number of at least 1")
+    _expect(_finite(typed.max_megapixels), f"max_megapixels={typed.max_megapixels}", "a finite number above 0")
+    _expect(typed.engine in ENGINES, f"engine={typed.engine}", f"one of {', '.join(ENGINES)}")
+    _expect(typed.device in DEVICES, f"device={typed.device}", f"one of {', '.join(DEVICES)}")
     return typed
 
 
@@ -394,6 +514,14 @@ def _check_evaluated(d: DataConfig) -> None:
         )
     if not own:
         _check_data(d)
+
+
+def parse_report(cfg: DictConfig) -> ReportConfig:
+    """Composed configuration of the page of a run to typed settings; refuses what is unknown by name."""
+    typed = _typed(ReportConfig(), _plain(cfg))
+    assert isinstance(typed, ReportConfig)  # noqa: S101 - for the type checker
+    _expect_paths("run", typed.run, "the folder of a run, or a list [A,B] of them")
+    return typed
 
 
 def parse_recap(cfg: DictConfig) -> RecapConfig:

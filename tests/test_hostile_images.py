@@ -21,8 +21,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
 
-from deepfake import audit, predict, predicting, runs, train
-from deepfake.config import conf_dir, parse_audit, parse_predict, parse_train
+from deepfake import audit, predict, predicting, runs, spectra, train
+from deepfake.config import conf_dir, parse_audit, parse_predict, parse_spectra, parse_train
 from deepfake.data.catalog import read_catalogue
 from deepfake.data.images import TooLargeImage
 from deepfake.errors import UserError
@@ -132,6 +132,12 @@ def of_audit(root: Path, place: Path, run: Path) -> Left:
     return Left(_catalogued(place / "catalogue.csv"), place)
 
 
+def of_spectra(root: Path, place: Path, run: Path) -> Left:
+    given = [f"data.root={root}", "square=16", "size=32", f"output={place}", f"data.cache.dir={place}_cache"]
+    assert spectra.run(parse_spectra(settings("spectra", *given, "progress=false"))) == 3
+    return Left(_catalogued(place / "catalogue.csv"), place)
+
+
 def of_train(root: Path, place: Path, run: Path) -> Left:
     return Left(_catalogued(run / "manifest.csv"), run)
 
@@ -173,6 +179,7 @@ def of_predict(root: Path, place: Path, run: Path) -> Left:
 
 COMMANDS: dict[str, Callable[[Path, Path, Path], Left]] = {
     "audit": of_audit,
+    "spectra": of_spectra,
     "train": of_train,
     "predict": of_predict,
 }

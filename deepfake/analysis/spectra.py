@@ -1,10 +1,11 @@
 """How an image's power spreads over spatial frequencies, where generators and resizing leave their traces.
 
-A leaf: plain functions on one image. The profile of a set of images is
-`decibel(mean of radial_profile(power_spectrum(centre_square(gray(pixels), N))))`: average the power first and take
-decibels last, because the mean of decibels is another quantity that a few dark images would rule.
+A leaf: plain functions on one image, and `SpectrumMoments`, the means over any number of them. The profile of a set
+of images is `decibel(mean of radial_profile(power_spectrum(centre_square(gray(pixels), N))))`: average the power
+first and take decibels last, because the mean of decibels is another quantity that a few dark images would rule.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -115,6 +116,107 @@ def radial_profile(power: Floats) -> Floats:
 def decibel(power: NDArray[np.floating]) -> Floats:
     """10 log10(P + 1e-12), for power of any shape; never below -120."""
     return 10 * np.log10(np.asarray(power, dtype=np.float64) + FLOOR)
+
+
+def log_magnitude(power: Floats) -> Floats:
+    """log(1 + |F|), the picture of a spectrum that the study drew; of power (N, N), in natural units, at least 0.
+
+    F is that of `power_spectrum`, before it is divided by N^2. The 1 hides all that is below |F| = 1.
+    """
+    return np.log1p(np.sqrt(power) * float(power.shape[0]) ** 2)
+
+
+class Moments:
+    """Mean and standard deviation of arrays that come one by one; holds two arrays, however many come.
+
+    Chan, Golub and LeVeque (1983): no difference of large sums, and parts that were added up apart can be merged.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Floats = np.zeros(())
+        self._squares: Floats = np.zeros(())  # sum of squared deviations from the mean
+
+    def add(self, values: Floats) -> None:
+        """One more array; all have one shape."""
+        self._merge(1, values, 0.0)
+
+    def merge(self, other: "Moments") -> None:
+        """All that another one was given."""
+        if other.count:
+            self._merge(other.count, other.mean, other._squares)
+
+    @property
+    def std(self) -> Floats:
+        """Of the arrays themselves (division by their number): 0 of a single one."""
+        return np.sqrt(self._squares / max(self.count, 1))
+
+    def _merge(self, count: int, mean: Floats, squares: Floats | float) -> None:
+        total = self.count + count
+        difference = mean - self.mean
+        self.mean = self.mean + difference * (count / total)
+        self._squares = self._squares + squares + difference**2 * (self.count * count / total)
+        self.count = total
+
+
+@dataclass(frozen=True)
+class MeanSpectrum:
+    """Means over images, with the standard deviation between them; (N, N), or (N//2 + 1,) by radius."""
+
+    images: int
+    power: Floats  # mean of P
+    power_std: Floats
+    log_magnitude: Floats  # mean of log(1 + |F|), the study's picture
+    log_magnitude_std: Floats
+    decibels: Floats  # mean of each image's own decibels: what most images show, whatever a few of them hold
+    profile: Floats  # mean of the radial profiles of P
+    profile_decibels: Floats  # mean of each image's own radial profile in decibels
+    profile_decibels_std: Floats
+
+    @property
+    def size(self) -> int:
+        """N."""
+        return self.power.shape[0]
+
+
+class SpectrumMoments:
+    """What `MeanSpectrum` says, while spectra come one by one."""
+
+    def __init__(self) -> None:
+        self._moments = {name: Moments() for name in ("power", "log", "decibels", "profile", "profile_decibels")}
+
+    def add(self, power: Floats) -> None:
+        """One more image's `power_spectrum`, of the same size as the others."""
+        profile = radial_profile(power)
+        self._moments["power"].add(power)
+        self._moments["log"].add(log_magnitude(power))
+        self._moments["decibels"].add(decibel(power))
+        self._moments["profile"].add(profile)
+        self._moments["profile_decibels"].add(decibel(profile))
+
+    def merge(self, other: "SpectrumMoments") -> None:
+        """All images of another one."""
+        for name, moments in self._moments.items():
+            moments.merge(other._moments[name])
+
+    @property
+    def images(self) -> int:
+        """How many there were."""
+        return self._moments["power"].count
+
+    def result(self) -> MeanSpectrum:
+        """Of the images so far.
+
+        Raises:
+            ValueError: there were none.
+        """
+        if not self.images:
+            raise ValueError("expected at least one image, found none")
+        power, log, decibels, profile, profile_decibels = self._moments.values()
+        return MeanSpectrum(
+            self.images, power.mean, power.std, log.mean, log.std, decibels.mean,
+            profile.mean, profile_decibels.mean, profile_decibels.std,
+        )  # fmt: skip
 
 
 @lru_cache(maxsize=8)

@@ -1,12 +1,24 @@
 """Spectra against slow sums, pure waves and known resampling."""
 
 import math
+import pickle
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from deepfake.analysis.spectra import centre_square, decibel, gray, power_spectrum, radial_profile
+from deepfake.analysis.spectra import (
+    Moments,
+    SpectrumMoments,
+    centre_square,
+    decibel,
+    gray,
+    log_magnitude,
+    power_spectrum,
+    radial_profile,
+)
 from deepfake.errors import UserError
 
 
@@ -176,3 +188,86 @@ def test_a_profile_can_be_changed_without_changing_the_next() -> None:
     first = radial_profile(power)
     first[:] = 0
     assert (radial_profile(power)[1:] > 0).all()
+
+
+# ---------------------------------------------------------------------------------------------------- many images
+
+
+def independent(images: list[np.ndarray], window: bool) -> dict[str, np.ndarray]:
+    """All means at once, from the definition, with none of the code that is tested."""
+    size = len(images[0])
+    taper = np.outer(*[0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)] * 2) if window else 1.0
+    transformed = np.stack([np.abs(np.fft.fftshift(np.fft.fft2((i - i.mean()) * taper))) for i in images])
+    power = transformed**2 / size**4
+    distance = np.rint(np.hypot(*np.meshgrid(*[np.arange(size) - size // 2] * 2)))
+    profiles = np.array([[one[distance == k].mean() for k in range(size // 2 + 1)] for one in power])
+    return {
+        "power": power.mean(axis=0),
+        "power_std": power.std(axis=0),
+        "log_magnitude": np.log(1 + transformed).mean(axis=0),
+        "log_magnitude_std": np.log(1 + transformed).std(axis=0),
+        "decibels": (10 * np.log10(power + 1e-12)).mean(axis=0),
+        "profile": profiles.mean(axis=0),
+        "profile_decibels": (10 * np.log10(profiles + 1e-12)).mean(axis=0),
+        "profile_decibels_std": (10 * np.log10(profiles + 1e-12)).std(axis=0),
+    }
+
+
+@pytest.mark.parametrize("size", [16, 17])
+@pytest.mark.parametrize("window", [False, True])
+def test_means_equal_an_independent_computation(size: int, window: bool) -> None:
+    images = [noise(size, seed) * (1 + seed) / 9 for seed in range(9)]
+    moments = SpectrumMoments()
+    for image in images:
+        moments.add(power_spectrum(image, window))
+    result = moments.result()
+    assert result.images == 9
+    assert result.size == size
+    for name, expected in independent(images, window).items():
+        np.testing.assert_allclose(getattr(result, name), expected, rtol=1e-6, atol=1e-15, err_msg=name)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=5).filter(any))
+def test_parts_that_were_added_up_apart_are_merged_to_the_same(parts: list[int]) -> None:
+    images = [power_spectrum(noise(12, seed)) for seed in range(sum(parts))]
+    whole, merged = SpectrumMoments(), SpectrumMoments()
+    for image in images:
+        whole.add(image)
+    start = 0
+    for length in parts:
+        part = SpectrumMoments()
+        for image in images[start : start + length]:
+            part.add(image)
+        merged.merge(part)
+        start += length
+    for name in ("images", "power", "power_std", "decibels", "log_magnitude_std", "profile_decibels_std"):
+        np.testing.assert_allclose(
+            getattr(merged.result(), name), getattr(whole.result(), name), rtol=1e-9, atol=1e-18
+        )
+
+
+def test_deviations_of_large_numbers_are_not_lost() -> None:
+    moments = Moments()
+    for value in (1e9 + 1, 1e9 + 2, 1e9 + 3):
+        moments.add(np.array([value]))
+    assert moments.std == pytest.approx(math.sqrt(2 / 3))
+
+
+def test_what_is_held_does_not_grow_with_the_images() -> None:
+    moments = SpectrumMoments()
+    moments.add(power_spectrum(noise(32)))
+    held = len(pickle.dumps(moments))
+    for seed in range(50):
+        moments.add(power_spectrum(noise(32, seed)))
+    assert len(pickle.dumps(moments)) == held
+
+
+def test_a_mean_of_no_image_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected at least one image, found none"):
+        SpectrumMoments().result()
+
+
+def test_the_studys_picture_is_the_logarithm_of_one_plus_the_magnitude() -> None:
+    image = noise(24)
+    magnitude = np.abs(np.fft.fftshift(np.fft.fft2(image - image.mean())))
+    np.testing.assert_allclose(log_magnitude(power_spectrum(image)), np.log(1 + magnitude), rtol=1e-6)
