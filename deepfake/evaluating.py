@@ -13,13 +13,15 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -28,18 +30,17 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 from scipy.special import expit
-from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch.utils.tensorboard import SummaryWriter
+from torch import nn
 
 from deepfake import runs
 from deepfake.analysis.shortcuts import Shortcut, metadata_shortcuts, spectrum_shortcut
 from deepfake.analysis.spectra import gray, power_spectrum, radial_profile
 from deepfake.checkpoints import copy_checkpoint
-from deepfake.config import EvaluateConfig, RobustnessConfig, SyntheticConfig
-from deepfake.console import log, logging_to_terminal, named, progress, terminal
+from deepfake.config import EvaluateConfig, SyntheticConfig
+from deepfake.console import log, logging_to_terminal, named, progress, terminal, visible
 from deepfake.data.catalog import parents, read_catalogue, refuse_two_labels, safe_csv, write_catalogue
 from deepfake.data.datamodule import normalise
 from deepfake.data.groups import near_to
@@ -50,16 +51,17 @@ from deepfake.errors import UserError
 from deepfake.evaluation import sources
 from deepfake.evaluation.calibration import Calibration, calibrate
 from deepfake.evaluation.differences import delong, mcnemar, paired_bootstrap
-from deepfake.evaluation.metrics import INTERVALS, MEASURES, bootstrap_intervals, scores
+from deepfake.evaluation.metrics import INTERVALS, MEASURES, bootstrap_intervals, scores, wilson_interval
 from deepfake.files import write_json, write_text
-from deepfake.judging import MEMBERS, Detector, Judged, combination
+from deepfake.judging import MEMBERS, Detector, Judged, Member, combination
 from deepfake.models.backbones import build_backbone
 from deepfake.models.trunk import Inference
+from deepfake.reporting import board
 from deepfake.reporting import evaluation_figures as drawn
 from deepfake.reporting.comparison import read_summary
 from deepfake.reporting.figures import confusion_figure, save
 from deepfake.reporting.record import predictions
-from deepfake.reporting.recorder import show
+from deepfake.reporting.run_page import write_run_page
 from deepfake.untrusted import expect_file, read_json, read_yaml
 
 UNJUDGED = 3  # exit status: done, with images that could not be judged
@@ -68,6 +70,7 @@ _IN_A_PART = "in the training or validation part of the run"
 _NEAR_A_PART = "nearly the same picture as one in the training or validation part of the run"
 _AT_THRESHOLD = ("accuracy", "balanced_accuracy", "precision", "recall", "f1")
 _PARTS = {"val": "validation", "test": "test"}
+_PROJECTED = 2000  # images at most in TensorBoard's projector, whose projections a browser computes
 
 Interval = tuple[float, float]
 
@@ -108,14 +111,14 @@ def evaluate(cfg: EvaluateConfig) -> int:
                 )
         if cfg.ensemble is not None:
             given = [ensemble(cfg, given)]
-        images = _images(cfg, given)
+        images = images_to_judge(cfg, given)
         return _compare(cfg, given, images) if len(given) > 1 else _report(cfg, given[0], images, began)
 
 
 # -------------------------------------------------------------------------------------------------- what is judged
 
 
-def _images(cfg: EvaluateConfig, folders: Sequence[Path]) -> Images:
+def images_to_judge(cfg: EvaluateConfig, folders: Sequence[Path]) -> Images:
     """The images to judge; those that any of the runs was trained or calibrated on are marked.
 
     Raises:
@@ -131,7 +134,7 @@ def _images(cfg: EvaluateConfig, folders: Sequence[Path]) -> Images:
                 f"run={[str(folder) for folder in folders]}: expected runs of one test part, found another in "
                 f"{folder.name}. Name images that none was trained on with data.root=FOLDER."
             )
-    data = _settings(folders[0])["data"]
+    data = run_settings(folders[0])["data"]
     return Images(tests[0], Path(data["root"]), "test part", True, float(data["max_megapixels"]))
 
 
@@ -152,7 +155,7 @@ def _other_images(cfg: EvaluateConfig, manifests: Sequence[pd.DataFrame]) -> Ima
     return Images(table, found.root, found.root.absolute().name, False, cfg.data.max_megapixels)
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+def run_settings(folder: Path) -> dict[str, Any]:
     """What of a run's settings is used here: names and numbers, never objects."""
     expected: dict[str, dict[str, Any]] = {
         "data": {"root": str, "max_megapixels": (int, float)},
@@ -172,7 +175,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     return {section: {name: settings[section][name] for name in kinds} for section, kinds in expected.items()}
 
 
-def _judged(cfg: EvaluateConfig, detector: Detector, images: Images) -> pd.DataFrame:
+def judge_images(cfg: EvaluateConfig, detector: Detector, images: Images) -> pd.DataFrame:
     """One row an image: path, source, label, status, reason, margin, probability, verdict, uncertain.
 
     Raises:
@@ -183,7 +186,7 @@ def _judged(cfg: EvaluateConfig, detector: Detector, images: Images) -> pd.DataF
     coming = zip(table.loc[wanted, "path"], table.loc[wanted, "sha256"], strict=True)
     answers = []
     with progress("images", int(wanted.sum()), cfg.progress) as advance:
-        for answer in detector.judge(coming, lambda image: _pixels(images, *image), cfg.batch_size):
+        for answer in detector.judge(coming, lambda image: catalogued_pixels(images, *image), cfg.batch_size):
             answers.append(answer)
             advance()
     answered = iter(answers)
@@ -203,7 +206,7 @@ def _judged(cfg: EvaluateConfig, detector: Detector, images: Images) -> pd.DataF
     return found
 
 
-def _pixels(images: Images, path: str, sha256: str) -> NDArray[np.uint8]:
+def catalogued_pixels(images: Images, path: str, sha256: str) -> NDArray[np.uint8]:
     pixels, file = read_image(images.root / path, images.max_megapixels)
     if file.sha256 != sha256:
         raise UnreadableImage("has changed since it was catalogued")
@@ -214,11 +217,16 @@ def _pixels(images: Images, path: str, sha256: str) -> NDArray[np.uint8]:
 
 
 def _report(cfg: EvaluateConfig, folder: Path, images: Images, began: float) -> int:
-    output = output_folder(cfg, "evaluation", folder, images)
+    output = output_folder(cfg.output, "evaluation", folder, images, cfg.tta)
     runs.expect_writable(output, "output")
     detector = Detector.load(folder, cfg.engine, cfg.tta)
-    settings = _settings(folder) if cfg.baselines else {}
-    table = _judged(cfg, detector, images)
+    settings = run_settings(folder) if cfg.baselines else {}
+    dashboard = board.dashboard(folder)
+    # One network and one view: of others there is no one input of the head.
+    projected = dashboard is not None and images.own and cfg.tta == "none" and len(detector.members) == 1
+    shown = _evenly(len(images.table), _PROJECTED if projected else 0)
+    with _head_inputs(detector.members[0].module.backbone.network, shown) as features:
+        table = judge_images(cfg, detector, images)
     there = (table["status"] == "ok").to_numpy()
     judged = table[there].reset_index(drop=True)
     facts = _facts(judged, detector.calibration, cfg.threshold)
@@ -245,12 +253,18 @@ def _report(cfg: EvaluateConfig, folder: Path, images: Images, began: float) -> 
         at = {"threshold": facts["threshold"]["value"], "threshold_from": f"validation of {folder.name}"}
         write_text(output / "sources.csv", safe_csv(by_source.assign(**told, **at)))
         pictures = _figures(cfg, output / "figures", f"{images.of}, {folder.name}", detector, judged, facts, images)
-        write_json(output / "evaluation.json", _plain(content))
+        write_json(output / "evaluation.json", as_json(content))
+        if cfg.output is None:
+            write_run_page(folder)
     except OSError as error:
         raise runs.unwritable(output, error.strerror, "output") from error
-    board = folder / "tensorboard"
-    if board.is_dir() and not board.is_symlink():
-        _to_tensorboard(board, output.name, facts, pictures)
+    if dashboard is not None:
+        try:
+            _to_tensorboard(dashboard, output.name, facts, judged, pictures)
+            if projected:
+                _to_projector(cfg, dashboard, output.name, detector.members[0], table, images, shown, features)
+        except OSError as error:
+            raise runs.unwritable(dashboard, error.strerror, "run") from error
     _print(facts, by_source, beside, caption, f"{images.of}, {folder.name}")
     if not_judged:
         log.warning("not judged: %s", ", ".join(f"{count} {status}" for status, count in not_judged.items()))
@@ -258,18 +272,21 @@ def _report(cfg: EvaluateConfig, folder: Path, images: Images, began: float) -> 
     return UNJUDGED if set(not_judged) - {SEEN} else 0
 
 
-def output_folder(cfg: EvaluateConfig | RobustnessConfig, what: str, folder: Path, images: Images) -> Path:
+def output_folder(asked: str | None, what: str, folder: Path, images: Images, tta: str = "none") -> Path:
     """Where the answers go: as asked, or into the run's own folder.
 
     Raises:
         UserError: there a link stands in for it, which whoever made the run may have laid to anywhere.
     """
-    if cfg.output is not None:
-        return Path(cfg.output).expanduser()
-    parts = [what, *([] if images.own else [images.key]), *([] if cfg.tta == "none" else [cfg.tta])]
+    if asked is not None:
+        return Path(asked).expanduser()
+    parts = [what, *([] if images.own else [images.key]), *([] if tta == "none" else [tta])]
     output = folder / "-".join(parts)
-    if output.is_symlink():
-        raise UserError(f"output: expected a folder in the run, found a link {output}. Name one with output=FOLDER.")
+    for place in (output, output / "figures", output / "parts"):
+        if place.is_symlink():
+            raise UserError(
+                f"output: expected a folder in the run, found a link {place}. Name one with output=FOLDER."
+            )
     return output
 
 
@@ -287,7 +304,7 @@ def _facts(judged: pd.DataFrame, calibration: Calibration, threshold: str) -> di
             "fpr": _share(found["fp"], found["fp"] + found["tn"]),
             "tpr": _share(found["tp"], found["tp"] + found["fn"]),
             "intervals": bootstrap_intervals(labels, p, stored.value, _AT_THRESHOLD)
-            | {"fpr": _wilson(found["fp"], found["fp"] + found["tn"])},
+            | {"fpr": wilson_interval(found["fp"], found["fp"] + found["tn"])},
         }
     overall = scores(labels, p, margins=margins)
     free = [measure for measure in MEASURES if measure not in _AT_THRESHOLD]
@@ -318,14 +335,6 @@ def _by_source(judged: pd.DataFrame, threshold: float, pairs: Mapping[str, str])
         return sources.by_source(judged, threshold, pairs)
     except ValueError as error:
         raise UserError(f"pairs={dict(pairs)} is refused: {error}.") from error
-
-
-def _wilson(part: float, whole: float) -> Interval:
-    """95 % interval of a share (Wilson, 1927), which keeps its width at 0; NaN of nothing."""
-    if not whole:
-        return math.nan, math.nan
-    found = binomtest(int(part), int(whole)).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
 
 
 def _share(part: float, whole: float) -> float:
@@ -387,15 +396,90 @@ def _mistakes(most: int, of: str, judged: pd.DataFrame, images: Images) -> Any:
     return drawn.mistakes_sheet(pixels, captions, title)
 
 
-def _to_tensorboard(board: Path, name: str, facts: Mapping[str, Any], pictures: Mapping[str, bytes]) -> None:
-    figures = {measure: facts[measure] for measure in ("auroc", "ap", "eer", "nll", "ece")}
-    figures["accuracy"] = facts["thresholds"][facts["threshold"]["name"]]["accuracy"]
-    with SummaryWriter(board) as writer:
-        for measure, value in figures.items():
-            if math.isfinite(value):
-                writer.add_scalar(f"{name}/{measure}", value)
+# --------------------------------------------------------------------------------------------------- on the dashboard
+
+
+def _to_tensorboard(
+    dashboard: Path, name: str, facts: Mapping[str, Any], judged: pd.DataFrame, pictures: Mapping[str, bytes]
+) -> None:
+    figures = {measure: facts[measure] for measure in MEASURES if measure not in _AT_THRESHOLD}
+    at = facts["thresholds"][facts["threshold"]["name"]]
+    figures |= {measure: at[measure] for measure in _AT_THRESHOLD}
+    with board.part(dashboard, name) as writer:
+        board.add_scalars(writer, {f"{visible(name)}/{measure}": value for measure, value in figures.items()})
+        board.add_pr_curves(writer, visible(name), judged, by_source=True)
         for picture, encoded in pictures.items():
-            show(writer, f"{name}/{picture}", encoded)
+            board.add_picture(writer, f"{visible(name)}/{picture}", encoded)
+
+
+def _evenly(count: int, most: int) -> NDArray[np.int64]:
+    """Evenly spaced numbers below `count`, at most so many: of rows in order of sources, some of each."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
+
+
+@contextmanager
+def _head_inputs(network: nn.Module, numbers: NDArray[np.int64]) -> Iterator[list[NDArray[np.float32]]]:
+    """Takes down what a network's classifier is given while it judges.
+
+    Args:
+        network: of timm.
+        numbers: ascending, of which images, counted from the first that it is shown.
+
+    Yields:
+        A list that grows by float32 (features,) of each of them.
+    """
+    kept: list[NDArray[np.float32]] = []
+    seen = 0
+
+    def keep(_: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        nonlocal seen
+        batch = given[0].flatten(1)
+        of_batch = numbers[(seen <= numbers) & (numbers < seen + len(batch))] - seen
+        kept.extend(batch[torch.from_numpy(of_batch)].float().cpu().numpy())
+        seen += len(batch)
+
+    hook = network.get_classifier().register_forward_pre_hook(keep)  # type: ignore[operator]
+    try:
+        yield kept
+    finally:
+        hook.remove()
+
+
+def _to_projector(
+    cfg: EvaluateConfig,
+    dashboard: Path,
+    name: str,
+    member: Member,
+    table: pd.DataFrame,
+    images: Images,
+    numbers: NDArray[np.int64],
+    features: Sequence[NDArray[np.float32]],
+) -> None:
+    """What the classifier was given of the images `numbers`, with what was said of each and a thumbnail."""
+    judged = table.assign(sha256=images.table["sha256"].to_numpy())
+    judged = judged[judged["status"].isin(("ok", "no number"))]  # what the network was shown
+    judged = judged.iloc[numbers[numbers < len(judged)]]
+    finite = np.isfinite(features).all(axis=1) & (judged["status"] == "ok").to_numpy()
+    if not finite.any():
+        return
+    judged = judged[finite]
+    prepared = PreparedImages(
+        member.module.backbone.input_spec, cache_folder(cfg.data), images.max_megapixels, member.preparation
+    )
+
+    def thumbnail(path: str, sha256: str) -> NDArray[np.uint8] | None:
+        try:
+            pixels = prepared.read(images.root / path, sha256)
+        except UnreadableImage:  # gone since it was judged a moment ago
+            return None
+        return cv2.resize(pixels, (board.THUMBNAIL, board.THUMBNAIL), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
+
+    with ThreadPoolExecutor() as pool:
+        thumbnails = list(pool.map(thumbnail, judged["path"], judged["sha256"]))
+    about = judged[["source", "label", "probability", "verdict", "path"]].assign(
+        label=judged["label"].map({0: "real", 1: "fake"}), probability=judged["probability"].map("{:.4f}".format)
+    )
+    board.write_embedding(dashboard, name, np.stack(features)[finite], about, thumbnails)
 
 
 # ------------------------------------------------------------------------------------------------------- baselines
@@ -622,13 +706,13 @@ def _p_value(p: float) -> Text:
     return Text("< 0.001") if p < 0.001 else _figure(p)
 
 
-def _plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """As JSON can hold it: what is undefined is null."""
     match value:
         case dict():
-            return {str(key): _plain(item) for key, item in value.items()}
+            return {str(key): as_json(item) for key, item in value.items()}
         case list() | tuple():
-            return [_plain(item) for item in value]
+            return [as_json(item) for item in value]
         case float():
             return value if math.isfinite(value) else None
     return value
@@ -694,7 +778,7 @@ def ensemble(cfg: EvaluateConfig, members: Sequence[Path]) -> Path:
             write_text(folder / f"{part}_predictions.csv", safe_csv(table))
             verdicts[part] = _verdict(table)
         summary |= verdicts | {"calibration": calibration.as_dict()}
-        write_json(folder / runs.SUMMARY, _plain(summary))
+        write_json(folder / runs.SUMMARY, as_json(summary))
         runs.note(folder, "complete")
     except OSError as error:
         runs.note(folder, "failed", str(error))
@@ -815,7 +899,7 @@ def _compare(cfg: EvaluateConfig, folders: Sequence[Path], images: Images) -> in
     output = Path(cfg.output).expanduser() if cfg.output else Path(cfg.output_dir).expanduser() / name
     runs.expect_writable(output, "output")
     detectors = [Detector.load(folder, cfg.engine, cfg.tta) for folder in folders]
-    tables = [_judged(cfg, detector, images) for detector in detectors]
+    tables = [judge_images(cfg, detector, images) for detector in detectors]
     # What one of them could not judge, none is judged on.
     there = np.logical_and.reduce([table["status"] == "ok" for table in tables])
     if not there.any():
@@ -849,7 +933,7 @@ def _compare(cfg: EvaluateConfig, folders: Sequence[Path], images: Images) -> in
         ],
     }
     try:
-        write_json(output / "comparison.json", _plain(content))
+        write_json(output / "comparison.json", as_json(content))
     except OSError as error:
         raise runs.unwritable(output, error.strerror, "output") from error
     _print_comparison(content)

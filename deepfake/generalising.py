@@ -23,7 +23,7 @@ from deepfake.console import interval, log, logging_to_terminal, named, say_erro
 from deepfake.data.catalog import parents, safe_csv
 from deepfake.dataset import catalogue
 from deepfake.errors import UserError
-from deepfake.evaluating import _plain
+from deepfake.evaluating import as_json
 from deepfake.evaluation.generators import ALL, ALONE, WITHOUT, WORST, Fold, generators_table, matrix, summary
 from deepfake.files import write_json, write_text
 from deepfake.reporting.evaluation_figures import matrix_figure
@@ -168,7 +168,7 @@ def _report(cfg: GeneraliseConfig, output: Path, folds: Sequence[Fold], report: 
         write_text(output / "generators.csv", safe_csv(table))
         write_text(output / "matrix.csv", safe_csv(found.reset_index()))
         save(matrix_figure(found, f"AUROC by generator: {of}", "AUROC"), output / "matrix.png")
-        write_json(output / "summary.json", _plain(content))
+        write_json(output / "summary.json", as_json(content))
     except OSError as error:
         raise runs.unwritable(output, error.strerror) from error
     at = "P(fake) > .5" if cfg.threshold == "half" else f"{cfg.threshold} of each training's validation"

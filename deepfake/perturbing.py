@@ -20,18 +20,20 @@ from rich.text import Text
 
 from deepfake import runs
 from deepfake.config import EvaluateConfig, RobustnessConfig
-from deepfake.console import interval, log, logging_to_terminal, named, progress, terminal
+from deepfake.console import interval, log, logging_to_terminal, named, progress, terminal, visible
 from deepfake.data.catalog import limit_images, safe_csv
 from deepfake.data.images import UnreadableImage
 from deepfake.data.perturbations import Perturbation, grid, perturb
 from deepfake.errors import UserError
-from deepfake.evaluating import SEEN, UNJUDGED, Images, _images, _pixels, _plain, output_folder
+from deepfake.evaluating import SEEN, UNJUDGED, Images, as_json, catalogued_pixels, images_to_judge, output_folder
 from deepfake.evaluation.robustness import BIASED, one_sided_flips, robustness_table, summary
 from deepfake.files import write_json, write_text
 from deepfake.judging import Detector
 from deepfake.predicting import _weights
+from deepfake.reporting import board
 from deepfake.reporting.evaluation_figures import robustness_figure
 from deepfake.reporting.figures import save
+from deepfake.reporting.run_page import write_run_page
 from deepfake.untrusted import expect_file
 
 RECOMPRESSION = Perturbation("jpeg", 95)  # what is done to one class alone; high enough not to be seen
@@ -50,8 +52,8 @@ def judge_perturbed(cfg: RobustnessConfig) -> int:
             raise UserError(
                 f"run={folder}: expected the folder of a complete run, found none. Train it, or name another."
             )
-        images = _images(EvaluateConfig(data=cfg.data, run=str(folder), progress=cfg.progress), [folder])
-        output = output_folder(cfg, "robustness", folder, images)
+        images = images_to_judge(EvaluateConfig(data=cfg.data, run=str(folder), progress=cfg.progress), [folder])
+        output = output_folder(cfg.output, "robustness", folder, images, cfg.tta)
         runs.expect_writable(output, "output")
         status = images.table["status"]
         table = limit_images(images.table[~status.isin(("unreadable", SEEN))], cfg.limit)
@@ -78,7 +80,12 @@ def judge_perturbed(cfg: RobustnessConfig) -> int:
             "seconds": round(time.monotonic() - began, 1),
             "command": shlex.join(["python", "-m", "deepfake.robustness", *sys.argv[1:]]),
         }
-        _write(output, report, f"{images.of}, {folder.name}")
+        picture = _write(output, report, f"{images.of}, {folder.name}", folder if cfg.output is None else None)
+        if (dashboard := board.dashboard(folder)) is not None:
+            try:
+                _to_tensorboard(dashboard, output.name, report["summary"], picture)
+            except OSError as error:
+                raise runs.unwritable(dashboard, error.strerror, "run") from error
         return UNJUDGED if set(not_judged) - {SEEN} else 0
 
 
@@ -104,7 +111,7 @@ class _Originals:
     def pixels(self, path: str, sha256: str) -> NDArray[np.uint8]:
         if path in self._kept:
             return self._kept[path]
-        pixels = _pixels(self.images, path, sha256)
+        pixels = catalogued_pixels(self.images, path, sha256)
         with self._lock:
             if pixels.nbytes <= self.room and path not in self._kept:
                 self.room -= pixels.nbytes
@@ -213,24 +220,42 @@ def _report(
     }
 
 
-def _write(output: Path, report: Mapping[str, Any], of: str) -> None:
+def _write(output: Path, report: Mapping[str, Any], of: str, run: Path | None) -> bytes | None:
+    """The report, and the page of the run in whose folder it lies; returns the picture, where there is a curve."""
     table = pd.DataFrame(report["rows"])
     clean, threshold = table.iloc[0], report["threshold"]
     caption = (
         f"{clean['images']:,} images, {clean['prevalence']:.1%} fake, always the larger class "
         f"{clean['majority']:.3f}; threshold {threshold['name']} = {threshold['value']:.3f} ({threshold['from']})"
     )
+    picture = None
     try:
         told = {"threshold": threshold["value"], "threshold_from": threshold["from"]}
         write_text(output / "robustness.csv", safe_csv(table.assign(**told)))
-        write_json(output / "robustness.json", _plain(report))
+        write_json(output / "robustness.json", as_json(report))
         if len(table) > 1:
-            save(robustness_figure(table, f"Robustness, {of}: {caption}"), output / "robustness.png")
+            picture = save(robustness_figure(table, f"Robustness, {of}: {caption}"), output / "robustness.png")
+        if run is not None:
+            write_run_page(run)
     except OSError as error:
         raise runs.unwritable(output, error.strerror, "output") from error
     _print(table, report["summary"], f"{caption}; [ ]: 95 % intervals over the images", of)
     log.info("%s", recompression_told(report["recompression"]))
     log.info("%s", output)
+    return picture
+
+
+def _to_tensorboard(dashboard: Path, name: str, found: Mapping[str, Any], picture: bytes | None) -> None:
+    """Means over the grid and what they are away from clean images: a figure a run, to be compared by."""
+    name = visible(name)
+    figures = {f"{name}/mean_{measure}": value for measure, value in found["mean"].items()}
+    figures |= {f"{name}/mean_{measure}_change": value for measure, value in found["mean_change"].items()}
+    if found["lowest_auroc"] is not None:
+        figures[f"{name}/lowest_auroc"] = found["lowest_auroc"]["auroc"]
+    with board.part(dashboard, name) as writer:
+        board.add_scalars(writer, figures)
+        if picture is not None:
+            board.add_picture(writer, f"{name}/grid", picture)
 
 
 def recompression_told(found: Mapping[str, Any]) -> str:

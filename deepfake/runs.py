@@ -37,7 +37,7 @@ _PACKAGES = (
 )  # fmt: skip
 
 STATUS, SUMMARY, ENVIRONMENT = "status.json", "summary.json", "environment.json"
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
 BEST = f"{CHECKPOINTS}/best.ckpt"
 ENSEMBLE = "ensemble.json"  # only in the folder of an ensemble
 
@@ -128,10 +128,18 @@ def begin(folder: Path) -> None:
             )
             aside.parent.mkdir(parents=True, exist_ok=True)
             folder.rename(aside)
+            _hide_events(aside / TENSORBOARD)
         folder.mkdir(parents=True)
         note(folder, "running")
     except OSError as error:
         raise unwritable(folder.parent, error.strerror) from error
+
+
+def _hide_events(folder: Path) -> None:
+    """Rename what TensorBoard, which looks into every folder, would show beside the run that comes next."""
+    if not folder.is_symlink():
+        for events in folder.glob("*tfevents*"):
+            events.rename(events.with_name(events.name.replace("tfevents", "replaced")))
 
 
 def note(folder: Path, status: str, message: str = "") -> None:

@@ -54,7 +54,7 @@ def assets() -> Path:
 
 @pytest.fixture(scope="session")
 def browser() -> "Iterator[Browser]":
-    """Chromium without a window, for tests marked `browser`: the one that is installed, whose start asks for nothing."""
+    """The Chromium that is installed, without a window, for tests marked `browser`."""
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None:
         pytest.skip("no Chromium: install it (Debian: apt install chromium)")

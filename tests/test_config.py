@@ -111,6 +111,10 @@ def defaults_of(schema: Any) -> dict[str, Any]:
         ("train", config.TrainConfig),
         ("recap", config.RecapConfig),
         ("audit", config.AuditConfig),
+        ("spectra", config.SpectraConfig),
+        ("explain", config.ExplainConfig),
+        ("report", config.ReportConfig),
+        ("app", config.AppConfig),
         ("evaluate", config.EvaluateConfig),
         ("robustness", config.RobustnessConfig),
         ("generalise", config.GeneraliseConfig),
@@ -143,6 +147,9 @@ def lines_to_explain() -> Iterator[tuple[str, str]]:
     yield from (("train.yaml", name) for name in defaults_of(config.TrunkConfig))
     yield from (("recap.yaml", name) for name in defaults_of(config.RecapConfig))
     yield from (("audit.yaml", name) for name in defaults_of(config.AuditConfig))
+    yield from (("spectra.yaml", name) for name in defaults_of(config.SpectraConfig))
+    yield from (("explain.yaml", name) for name in defaults_of(config.ExplainConfig))
+    yield from (("app.yaml", name) for name in defaults_of(config.AppConfig))
     yield from (("predict.yaml", name) for name in defaults_of(config.PredictConfig))
     yield from (("evaluate.yaml", name) for name in defaults_of(config.EvaluateConfig))
     yield from (("robustness.yaml", name) for name in defaults_of(config.RobustnessConfig))
@@ -186,6 +193,10 @@ def test_every_choice_says_in_its_first_line_what_it_is(file: str) -> None:
         ("train", TrainConfig),
         ("recap", RecapConfig),
         ("audit", config.AuditConfig),
+        ("spectra", config.SpectraConfig),
+        ("explain", config.ExplainConfig),
+        ("report", config.ReportConfig),
+        ("app", config.AppConfig),
         ("predict", config.PredictConfig),
         ("evaluate", config.EvaluateConfig),
         ("robustness", config.RobustnessConfig),

@@ -1,5 +1,8 @@
 """Heat maps: where the evidence is, for every kind of network, over the part of the image that was shown."""
 
+from typing import Any
+
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -66,11 +69,12 @@ def test_the_map_is_of_the_last_features_with_places(
     member = member_of(name, size)
     explainer = Explainer([member])
     explainer.picture(noise(), "")
-    ((_, cam),) = explainer._maps
     if stage is not None:
-        assert member.module.backbone.stages[cam.model.depth - 1].name == stage
-    (gradient,) = cam.activations_and_grads.gradients
+        assert explainer.layers == [stage]
+    ((_, found),) = explainer._maps
+    (gradient,) = found.cam.activations_and_grads.gradients  # type: ignore[attr-defined]
     assert gradient.shape[2] * gradient.shape[3] == places
+    assert gradient.shape[2:] == explainer.places
     assert gradient.any()
     ((_, heat),) = laid
     assert heat.shape == (size, size)
@@ -98,6 +102,16 @@ def test_of_an_ensemble_the_maps_are_averaged(laid: list) -> None:
     (_, first), (_, second), (_, both) = laid
     assert not np.allclose(first, second, atol=0.1)
     assert both == pytest.approx((first + second) / 2)
+
+
+def test_members_may_take_images_in_different_sizes(laid: list) -> None:
+    members = [member_of("test_resnet", 128), member_of("test_resnet", 64)]
+    for some in (members[:1], members[1:], members):
+        Explainer(some).picture(noise(), "")
+    (_, first), (_, second), (_, both) = laid
+    assert both.shape == (128, 128)
+    assert both == pytest.approx((first + cv2.resize(second, (128, 128))) / 2, abs=1e-6)
+    assert Explainer(members).places == (4, 4)
 
 
 def test_what_was_not_shown_to_the_network_is_under_no_map(laid: list) -> None:
@@ -150,3 +164,106 @@ def test_the_network_judges_as_before() -> None:
 def test_a_network_that_keeps_no_places_is_refused() -> None:
     with pytest.raises(UserError, match=r"explain=true: expected a network .*test_convnext, where none are left"):
         Explainer([member_of("test_convnext", 32)])
+
+
+def test_what_speaks_for_real_is_what_speaks_against_fake() -> None:
+    """Of two networks whose classifiers are swapped, one's fake is the other's real."""
+    torch.manual_seed(1)
+    member = member_of("test_resnet", 64)
+    classifier = member.module.backbone.network.get_classifier()  # type: ignore[operator]
+    with torch.no_grad():
+        classifier.weight[1].normal_()
+    images = member.prepared(noise(), "none")
+    explainer = Explainer([member])
+    fake, real = (explainer.heat([images], np.array([verdict]))[None] for verdict in (True, False))
+    assert not np.allclose(fake, real, atol=0.1)
+    with torch.no_grad():
+        classifier.weight.copy_(classifier.weight.flip(0))
+    assert explainer.heat([images], np.array([True]))[None] == pytest.approx(real, abs=1e-5)
+
+
+def test_each_image_of_a_batch_has_the_map_it_has_alone() -> None:
+    member = member_of("test_resnet", 64)
+    images = np.concatenate([member.prepared(np.roll(noise(), 13 * number, axis=0), "none") for number in range(3)])
+    explainer, fake = Explainer([member]), np.array([True, False, True])
+    together = explainer.heat([images], fake)[None]
+    for number in range(3):
+        alone = explainer.heat([images[number : number + 1]], fake[number : number + 1])[None]
+        assert together[number] == pytest.approx(alone[0], abs=1e-4)
+
+
+# -------------------------------------------------------------------------------------------------- attention rollout
+
+
+def rollout_by_hand(network: Any, image: torch.Tensor) -> NDArray[np.float64]:
+    """In float64 and NumPy from the weights alone, but for what the blocks make of the tokens."""
+    arrays = {name: tensor.double().numpy() for name, tensor in network.state_dict().items()}
+    product = None
+    with torch.no_grad():
+        tokens = network.norm_pre(network.patch_drop(network._pos_embed(network.patch_embed(image))))
+        for number, block in enumerate(network.blocks):
+            x = tokens[0].double().numpy()
+            x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + block.norm1.eps)
+            x = x * arrays[f"blocks.{number}.norm1.weight"] + arrays[f"blocks.{number}.norm1.bias"]
+            mixed = x @ arrays[f"blocks.{number}.attn.qkv.weight"].T + arrays[f"blocks.{number}.attn.qkv.bias"]
+            heads, width = block.attn.num_heads, mixed.shape[1] // 3
+            mean = np.zeros((len(x), len(x)))
+            for head in range(heads):
+                part = slice(head * width // heads, (head + 1) * width // heads)
+                query, key = mixed[:, :width][:, part], mixed[:, width : 2 * width][:, part]
+                scores = np.exp(query @ key.T / np.sqrt(width // heads))
+                mean += scores / scores.sum(1, keepdims=True) / heads
+            layer = (mean + np.eye(len(x))) / 2
+            product = layer if product is None else layer @ product
+            tokens = block(tokens)
+    assert product is not None
+    return product
+
+
+@pytest.mark.parametrize(("name", "reads"), [("test_vit", slice(0, 1)), ("test_vit2", slice(1, None))])
+def test_rollout_is_that_of_the_networks_attention(name: str, reads: slice) -> None:
+    """Of the class token, or of the mean of the patches: what the classifier reads."""
+    member = member_of(name, 160)
+    with torch.no_grad():
+        for block in member.module.backbone.network.blocks:  # type: ignore[union-attr]
+            block.attn.qkv.weight.mul_(8)  # or all would attend to all alike  # type: ignore[union-attr,operator]
+    images = member.prepared(noise(), "none")
+    explainer = Explainer([member], "rollout")
+    heat = explainer.heat([images], np.array([True]))[None][0]
+    expected = rollout_by_hand(member.module.backbone.network, torch.from_numpy(images))[reads, 1:].mean(axis=0)
+    expected = (expected - expected.min()) / (expected.max() - expected.min())
+    assert explainer.places == (10, 10)
+    assert heat == pytest.approx(cv2.resize(expected.reshape(10, 10).astype(np.float32), (160, 160)), abs=1e-3)
+    assert heat.std() > 0.05
+
+
+def test_rollout_leaves_the_network_as_it_was() -> None:
+    member = member_of("test_vit", 160)
+    network: Any = member.module.backbone.network
+    images = member.prepared(noise(), "none")[np.newaxis]
+    before, tensors = member.margins(images), {name: t.clone() for name, t in network.state_dict().items()}
+    explainer = Explainer([member], "rollout")
+    explainer.picture(noise(), "")
+    ((_, found),) = explainer._maps
+    assert all(block.attn.fused_attn for block in network.blocks)
+    assert not any(module._forward_hooks for module in network.modules())
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in network.state_dict().items())
+    assert member.margins(images) == before
+    copied = found.network.blocks[0].attn.qkv.weight  # type: ignore[attr-defined]
+    assert copied.data_ptr() == network.blocks[0].attn.qkv.weight.data_ptr()  # no second copy of the weights
+
+
+def test_a_rollout_knows_no_class() -> None:
+    member = member_of("test_vit", 160)
+    explainer = Explainer([member], "rollout")
+    images = member.prepared(noise(), "none")
+    fake, real = (explainer.heat([images], np.array([verdict]))[None] for verdict in (True, False))
+    assert fake.tolist() == real.tolist()
+    assert explainer.overlays(noise())[1] == "red: where the attention is"
+
+
+@pytest.mark.parametrize(("name", "size"), [("test_resnet", 64), ("test_vit3", 160), ("test_convnext", 64)])
+def test_rollout_without_a_token_that_is_read_is_refused(name: str, size: int) -> None:
+    expected = rf"method=rollout: expected a vision transformer .*, found {name}. Choose method=grad-cam"
+    with pytest.raises(UserError, match=expected):
+        Explainer([member_of(name, size)], "rollout", "method=rollout")

@@ -44,7 +44,7 @@ from deepfake.data.catalog import read_catalogue, scan
 from deepfake.data.layouts import find_images, read_manifest
 from deepfake.data.prepared import Preparation, PreparedImages, square
 from deepfake.errors import UserError
-from deepfake.evaluating import _looked_at, _settings
+from deepfake.evaluating import _looked_at, run_settings
 from deepfake.inputs import InputSpec
 from deepfake.models.backbones import build_backbone
 from deepfake.models.store import TrunkStore, digest
@@ -692,7 +692,7 @@ def test_baselines_are_of_networks_that_there_are_or_left_out(
     settings["model"] |= {"timm": timm_name, "weights": weights.format(tmp=tmp_path), "input_size": size}
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     with pytest.raises(UserError):
-        _looked_at(EvaluateConfig(), _settings(run), Preparation(), pd.DataFrame(), [], None)  # type: ignore[arg-type]
+        _looked_at(EvaluateConfig(), run_settings(run), Preparation(), pd.DataFrame(), [], None)  # type: ignore[arg-type]
     assert list(empty.iterdir()) == []
 
 
@@ -1040,7 +1040,8 @@ def test_a_path_does_not_climb_over_a_linked_root(tmp_path: Path) -> None:
 def test_targets_on_a_command_line_are_unknown_settings(
     line: Line, empty: Path, command: str, arguments: list[str], named: str
 ) -> None:
-    required = {"predict": ["run=x", "input=x"], "evaluate": ["run=x"], "robustness": ["run=x"]}.get(command, [])
+    of_runs = ("app", "evaluate", "explain", "report", "robustness")
+    required = {"predict": ["run=x", "input=x"], **{name: ["run=x"] for name in of_runs}}.get(command, [])
     given = [argument.format(mark=empty / "mark") for argument in arguments]
     assert line.refuses(command, *required, *given).startswith(f"error: unknown setting {named}")
     assert list(empty.iterdir()) == []

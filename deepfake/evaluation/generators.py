@@ -25,7 +25,6 @@ COLUMNS = (
 )
 
 
-
 @dataclass(frozen=True)
 class Fold:
     """One training and what it said of its test part.

@@ -10,6 +10,7 @@ say 0 with a warning; here it is NaN.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
@@ -242,9 +242,10 @@ def wilson_interval(part: float, whole: float) -> tuple[float, float]:
     """
     if not whole:
         return float("nan"), float("nan")
-    # What is tested makes no difference here; the share itself spares SciPy a search that takes longest of all.
-    found = binomtest(int(part), int(whole), part / whole).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
+    z, p = 1.959963984540054, part / whole  # SciPy has it too, and takes half a millisecond, thirty times a page
+    middle, square = p + z * z / (2 * whole), z * z / whole
+    half = z * math.sqrt(p * (1 - p) / whole + square / (4 * whole))
+    return (middle - half) / (1 + square), (middle + half) / (1 + square)
 
 
 def checked_labels(labels: NDArray) -> NDArray[np.bool_]:

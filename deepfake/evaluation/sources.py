@@ -7,9 +7,8 @@ from typing import Any
 
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
-from deepfake.evaluation.metrics import MEASURES, bootstrap_intervals, scores
+from deepfake.evaluation.metrics import MEASURES, bootstrap_intervals, scores, wilson_interval
 
 FIRST = ("auroc", "ap", "fnr", "fpr")  # what is asked of a source first; the other measures follow
 COLUMNS = (
@@ -31,6 +30,7 @@ def by_source(
     parents: Mapping[str, str] | None = None,
     resamples: int = 1000,
     seed: int = 0,
+    measures: Sequence[str] = MEASURES,
 ) -> pd.DataFrame:
     """How well each source is told from the other class, one row a source; rows of a parent come last.
 
@@ -42,6 +42,7 @@ def by_source(
         parents: {fake source: the real source it was made from}. Gives such a fake source a second row, against its
             parent alone: without it, a network that only tells the parent from other cameras would look good.
         resamples, seed: of the bootstrap, as in `bootstrap_intervals`.
+        measures: which of `MEASURES` are wanted besides the shares of wrong verdicts; the others are NaN.
 
     Returns:
         columns source, label, parent (missing: against all real images), images (of the source), reals (real images
@@ -67,12 +68,13 @@ def by_source(
     scores(labels, p, threshold, margins)  # refuses what is wrong, at once
     real, fake = table[table["label"] == 0], table[table["label"] == 1]
 
-    rows = [_of_real(str(source), images, threshold, resamples, seed) for source, images in real.groupby("source")]
+    how = threshold, measures, resamples, seed
+    rows = [_of_real(str(source), images, *how) for source, images in real.groupby("source")]
     for source, images in fake.groupby("source"):
-        rows.append(_of_fake(str(source), images, None, real, threshold, resamples, seed))
+        rows.append(_of_fake(str(source), images, None, real, *how))
     for source, parent in sorted((parents or {}).items()):
         images = _named(fake, source, "fake")
-        rows.append(_of_fake(source, images, parent, _named(real, parent, "real"), threshold, resamples, seed))
+        rows.append(_of_fake(source, images, parent, _named(real, parent, "real"), *how))
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"source": "str", "parent": "str"})
 
 
@@ -106,13 +108,15 @@ def _extreme(rows: pd.DataFrame, name: str, which: str) -> dict[str, Any]:
     return {f"{name}_{which}": value, f"{name}_{which}_source": sources[0] if sources else None}
 
 
-def _of_real(source: str, images: pd.DataFrame, threshold: float, resamples: int, seed: int) -> dict[str, Any]:
+def _of_real(
+    source: str, images: pd.DataFrame, threshold: float, measures: Sequence[str], resamples: int, seed: int
+) -> dict[str, Any]:
     false_alarms = int((images["probability"] > threshold).sum())
     return {
         **{"source": source, "label": 0, "parent": None, "images": len(images), "reals": 0},
         **_rate("fpr", false_alarms, len(images)),
         **_rate("accuracy", len(images) - false_alarms, len(images)),
-        **_figures(images, threshold, _OF_ONE_CLASS, resamples, seed),
+        **_figures(images, threshold, _of_one_class(measures), resamples, seed),
     }
 
 
@@ -122,23 +126,30 @@ def _of_fake(
     parent: str | None,
     real: pd.DataFrame,
     threshold: float,
+    measures: Sequence[str],
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
     caught = int((images["probability"] > threshold).sum())
     row = {"source": source, "label": 1, "parent": parent, "images": len(images), "reals": len(real)}
     if real.empty:
-        row |= _figures(images, threshold, _OF_ONE_CLASS, resamples, seed)
+        row |= _figures(images, threshold, _of_one_class(measures), resamples, seed)
         row |= _rate("accuracy", caught, len(images))
     else:
-        row |= _figures(pd.concat([real, images]), threshold, MEASURES, resamples, seed)
+        row |= _figures(pd.concat([real, images]), threshold, measures, resamples, seed)
     return row | _rate("fnr", len(images) - caught, len(images)) | _rate("recall", caught, len(images))
+
+
+def _of_one_class(measures: Sequence[str]) -> list[str]:
+    return [measure for measure in _OF_ONE_CLASS if measure in measures]
 
 
 def _figures(
     images: pd.DataFrame, threshold: float, measures: Sequence[str], resamples: int, seed: int
 ) -> dict[str, float]:
     """Each of `measures` with its bootstrap interval."""
+    if not measures:
+        return {}
     labels, p, margins = _told(images)
     found = scores(labels, p, threshold, margins)
     intervals = bootstrap_intervals(labels, p, threshold, measures, resamples, seed, margins=margins)
@@ -155,8 +166,8 @@ def _told(images: pd.DataFrame) -> tuple[NDArray, NDArray, NDArray | None]:
 
 
 def _rate(name: str, part: int, images: int) -> dict[str, float]:
-    interval = binomtest(part, images).proportion_ci(method="wilson")
-    return {name: part / images, f"{name}_low": float(interval.low), f"{name}_high": float(interval.high)}
+    low, high = wilson_interval(part, images)
+    return {name: part / images, f"{name}_low": low, f"{name}_high": high}
 
 
 def _named(images: pd.DataFrame, source: str, kind: str) -> pd.DataFrame:
