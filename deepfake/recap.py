@@ -1,7 +1,8 @@
 """Compare finished runs: `python -m deepfake.recap --help`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -10,16 +11,24 @@ from deepfake.config import RecapConfig, parse_recap
 from deepfake.console import terminal
 
 
-def compare(folders: Sequence[Path], output: Path) -> None:
-    """Print the comparison of all runs in some folders and write it as CSV, Markdown and picture.
+def compare(folders: Sequence[Path], output: Path, missing: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Print the comparison of all runs in some folders and write it as CSV, Markdown, picture and page.
+
+    Args:
+        folders: run folders, or folders that hold run folders.
+        output: where the files go.
+        missing: jobs of a sweep that came to no run, for the page: number, overrides, status and message.
 
     Raises:
         UserError: there is no complete run in any of them.
     """
-    from deepfake.reporting import comparison  # imports pandas and matplotlib: --help need not wait for them
+    # They import pandas and matplotlib: --help need not wait for them.
+    from deepfake.reporting import comparison
+    from deepfake.reporting.sweep_page import write_sweep_page
 
     summaries = comparison.load_runs(folders)
     files = comparison.write_comparison(summaries, output)
+    files["html"] = write_sweep_page(summaries, output, missing)
     console = terminal()
     console.print(comparison.to_rich(comparison.comparison_table(summaries)))
     for file in files.values():

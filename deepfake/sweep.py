@@ -297,7 +297,8 @@ def _tell(folder: Path) -> None:
     complete = [Path(job["run"]) for job in jobs if job["status"] == "complete"]
     try:
         if complete:
-            _compare(list(dict.fromkeys(complete)), folder)
+            missing = [job for job in jobs if job["status"] != "complete"]
+            _compare(list(dict.fromkeys(complete)), folder, missing)
     finally:
         if len(complete) < len(jobs):
             _list_missing(jobs)
@@ -326,18 +327,18 @@ def _list_missing(jobs: Sequence[dict[str, Any]]) -> None:
         say_error(f"  job {job['number']}: {job['overrides']}: {' '.join(job['message'].split())}")
 
 
-def _compare(runs: Sequence[Path], folder: Path) -> None:
+def _compare(runs: Sequence[Path], folder: Path, missing: Sequence[dict[str, Any]]) -> None:
     """In the worker, where there is one: it has imported already what a comparison needs."""
     if _worker is not None and _worker.alive():
         try:
-            _worker.call(_compare_or_end, runs, folder)
+            _worker.call(_compare_or_end, runs, folder, missing)
             return
         except Died as died:
             if died.status > 0:
                 sys.exit(died.status)  # it has said why
-    compare(runs, folder)
+    compare(runs, folder, missing)
 
 
-def _compare_or_end(runs: Sequence[Path], folder: Path) -> None:
+def _compare_or_end(runs: Sequence[Path], folder: Path, missing: Sequence[dict[str, Any]]) -> None:
     with errors_ending_here():
-        compare(runs, folder)
+        compare(runs, folder, missing)

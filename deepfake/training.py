@@ -14,12 +14,7 @@ from typing import Any
 import lightning as L
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import (
-    EarlyStopping,
-    LearningRateMonitor,
-    RichProgressBar,
-)
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
@@ -49,6 +44,7 @@ from deepfake.models.trunk import StoredTrunk, Trunk, storable
 from deepfake.ranks import Ranks, together
 from deepfake.reporting import record
 from deepfake.reporting.recorder import Recorder
+from deepfake.reporting.run_page import write_run_page
 from deepfake.signals import Stopped, Stopping
 from deepfake.untrusted import read_json
 
@@ -241,14 +237,13 @@ def _fit_and_judge(
     record.write_inputs(folder, cfg, found.table, found.root, audit)
     _announce(cfg, folder, found, audit, detector, how)
     detector.record["preparation"] = asdict(how)
-    board = TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False)
-    recorder = Recorder(folder, cfg.logger.image_grid)
+    recorder = Recorder(folder, cfg.logger.image_grid, cfg.logger.tensorboard)
     trunk = _run_trunk_once(cfg, detector, data, device)
     keeper = Keeper(folder / runs.CHECKPOINTS, recorder, stopping, state)
     if not keeper.finished:
         with together(cfg.trainer.devices, _follow, cfg, folder, found, how) as ranks:
             ranks.of_first(state)  # what all of them go on from
-            _fit(cfg, folder, detector, data, keeper, ranks, board if cfg.logger.tensorboard else None)
+            _fit(cfg, folder, detector, data, keeper, ranks)
     if keeper.best is None:
         raise UserError(
             f"{detector.monitor} was never a finite number: expected at least one epoch with one. "
@@ -274,7 +269,8 @@ def _fit_and_judge(
     record.write_summary(folder, summary)
     drop_previous(folder / runs.CHECKPOINTS)
     if cfg.logger.tensorboard:
-        record.log_final(board, cfg, summary, pictures)
+        record.log_final(folder, cfg, summary, pictures)
+    write_run_page(folder)
     _say(summary)
     return float(summary["best_value"])
 
@@ -408,7 +404,6 @@ def _fit(
     data: FaceDataModule,
     keeper: Keeper,
     ranks: Ranks,
-    board: TensorBoardLogger | None = None,
 ) -> None:
     """Train, as one of the ranks, until the epochs or the patience end.
 
@@ -419,13 +414,11 @@ def _fit(
     callbacks: list[L.Callback] = [keeper] if ranks.rank else [keeper.recorder, keeper]
     if cfg.patience is not None:
         callbacks.append(EarlyStopping(detector.monitor, mode=detector.mode, patience=cfg.patience))
-    if board is not None:
-        callbacks.append(LearningRateMonitor(logging_interval="step"))
     trainer = _trainer(
         cfg,
         callbacks,
         ranks.rank,
-        logger=board or False,
+        logger=False,
         max_epochs=cfg.epochs,
         # Each epoch has rows of its own; and after the rest of an epoch comes a whole one.
         reload_dataloaders_every_n_epochs=1 if data.provider or keeper.within_epoch else 0,

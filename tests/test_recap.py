@@ -65,7 +65,7 @@ def test_two_runs_side_by_side(output: Path, capfd: pytest.CaptureFixture[str]) 
         picture.load()
     told = capfd.readouterr()
     assert told.err == ""
-    for file in ("comparison.csv", "comparison.md", "comparison.png"):
+    for file in ("comparison.csv", "comparison.md", "comparison.png", "report.html"):
         assert f"  {output / file}\n" in told.out
 
 
@@ -123,5 +123,5 @@ def test_as_a_module_from_another_folder_and_without_torch(output: Path, tmp_pat
     done = subprocess.run([sys.executable, "-c", code, str(output)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (tmp_path / "here").iterdir()} == {
-        "comparison.csv", "comparison.md", "comparison.png",
+        "comparison.csv", "comparison.md", "comparison.png", "report.html",
     }  # fmt: skip

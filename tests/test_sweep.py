@@ -74,7 +74,10 @@ def test_a_bad_job_stops_no_other_and_is_all_that_is_run_again(
     assert count == "error: 1 of 3 jobs failed; the others are complete."
     assert "unfreeze=99: unfreeze must be 0..5 or all: found 99" in listed
     assert advice.endswith("Run the same command again: only what is missing is run.")
-    assert {path.name for path in sweep.folder.iterdir()} >= {"comparison.csv", "comparison.md", "comparison.png"}
+    assert {path.name for path in sweep.folder.iterdir()} >= {
+        "comparison.csv", "comparison.md", "comparison.png", "report.html",
+    }  # fmt: skip
+    assert "unfreeze must be 0..5 or all: found 99" in (sweep.folder / "report.html").read_text()
     assert sweep.compared == sorted(folder.name for folder in first)
     assert "test_resnet" in told.out
 

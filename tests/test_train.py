@@ -125,7 +125,7 @@ def test_a_run_folder_holds_everything_and_nothing_else(folder: Path) -> None:
         "val_predictions.csv", "test_predictions.csv", "confusion_val.csv", "confusion_test.csv",
         "figures/loss.png", "figures/accuracy.png", "figures/confusion_val.png", "figures/confusion_test.png",
         "figures/augmented.jpg", "checkpoints/best.ckpt", "checkpoints/last.ckpt",
-        "checkpoints/SHA256SUMS", "seconds.csv",
+        "checkpoints/SHA256SUMS", "seconds.csv", "report.html",
     }  # fmt: skip
     for picture in (folder / "figures").iterdir():
         with Image.open(picture) as image:

@@ -4,30 +4,21 @@ Here is worked out what goes onto the page: axes and marks of the charts, thumbn
 file stays small. How it looks is `templates/audit.html`.
 """
 
-import base64
-import hashlib
-import io
-import json
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jinja2
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from PIL import Image
 
 from deepfake.analysis.shortcuts import LOUD, WARNING
-from deepfake.console import visible
-from deepfake.data.images import UnreadableImage, read_image
 from deepfake.files import write_text
-from deepfake.reporting.figures import FAKE, REAL, shorten
+from deepfake.reporting.pages import flat, render, thumbnail
 
 # The page shows so many and counts the rest, for audit.json and the catalogue have more.
 FILES = 200
@@ -35,9 +26,6 @@ SOURCES = 200
 PANELS = 12  # sources of each class, the largest
 GROUPS = 24  # of duplicates
 MEMBERS = 4  # images of one group
-
-_THUMBNAIL = 96  # pixels, the longer side
-_NAME = 160  # characters of a path or a reason
 
 # Small multiples: the plot, in units of an SVG of 200 x 132. The template draws the frame at these numbers.
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 190, 10, 110
@@ -60,86 +48,18 @@ def write_page(file: Path, audit: dict[str, Any], table: pd.DataFrame, root: Pat
         root: what its paths are below; thumbnails of duplicates are read from there, and a file that has gone or
             cannot be read gets a placeholder.
     """
-    page = _templates().get_template("audit.html")
     readable = table[table["status"] != "unreadable"]
-    content = page.render(
+    content = render(
+        "audit.html",
         audit=audit,
-        colours={"real": REAL, "fake": FAKE},
         sources=audit["sources"][:SOURCES],
         shortcuts=_shortcuts(audit["shortcuts"]),
         panels=_panels(audit["sources"], readable),
         duplicates=_duplicates(audit["duplicates"], root),
         files=audit["files"][:FILES],
-        settings=list(_flat(audit["settings"])),
+        settings=list(flat(audit["settings"])),
     )
     write_text(file, content)
-
-
-def _templates() -> jinja2.Environment:
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("deepfake.reporting"),
-        autoescape=True,
-        finalize=_visible,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    templates.filters.update(
-        name=lambda text: shorten(str(_visible(text)), _NAME),
-        sentence=_sentence,
-        decimal=_decimal,
-        figure=_figure,
-        duration=_duration,
-        script_hash=_script_hash,
-    )
-    return templates
-
-
-# ---------------------------------------------------------------------------------------------------- words
-
-
-def _visible(value: Any) -> Any:
-    """Text without line breaks, control characters and such that turn the direction of writing: their codes instead.
-
-    A file name may hold any of them, and half a surrogate pair besides, which no UTF-8 file can.
-    """
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _sentence(text: str) -> str:
-    """With a capital and a full stop, as text that stands alone."""
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
-
-
-def _decimal(value: float | None) -> str:
-    """A figure of judgement, 0.87; a dash where it is undefined."""
-    return "\N{EN DASH}" if value is None else f"{value:.2f}"
-
-
-def _figure(value: float) -> str:
-    """Three figures, and pixels in full."""
-    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s"
-
-
-def _script_hash(script: str) -> str:
-    """What the page's content security policy calls its own script by, so that no other runs."""
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _flat(settings: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """Nested settings as (dotted name, text)."""
-    for name, value in settings.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{above}{name}.")
-        else:
-            yield above + name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 # ------------------------------------------------------------------------------------------------ shortcuts
@@ -340,7 +260,7 @@ def _duplicates(duplicates: dict[str, Any], root: Path) -> dict[str, list[dict[s
         # In turns, so that whatever the group crosses is among the few that are seen.
         chosen = _in_turns(members, lambda member: member[1:])[:MEMBERS]
         images = [
-            {"path": path, "label": label, "split": split, "thumbnail": _thumbnail(root / path)}
+            {"path": path, "label": label, "split": split, "thumbnail": thumbnail(root / path)}
             for path, label, split in chosen
         ]
         shown[group["list"]].append({**group, "images": images, "left_out": len(group["paths"]) - len(images)})
@@ -355,16 +275,3 @@ def _in_turns(items: Iterable[Item], key: Callable[[Item], Hashable]) -> list[It
         turns.append((met[key(item)], item))
         met[key(item)] += 1
     return [item for _, item in sorted(turns, key=lambda turn: turn[0])]
-
-
-def _thumbnail(path: Path) -> str | None:
-    """The image as a data address; None where it cannot be read."""
-    try:
-        pixels, _ = read_image(path)
-    except UnreadableImage:
-        return None
-    small = Image.fromarray(pixels)
-    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    jpeg = io.BytesIO()
-    small.save(jpeg, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}"

@@ -96,12 +96,16 @@ def comparison_table(summaries: list[dict[str, Any]]) -> pd.DataFrame:
         otherwise "told apart". It is "" where the validation images are not the best run's, or the predictions
         are not in "folder".
     """
+    return compared(summaries).drop(columns="folder")
+
+
+def compared(summaries: list[dict[str, Any]]) -> pd.DataFrame:
+    """As `comparison_table`, with the column folder: where each run was found, "" where that is not told."""
     whole = ("epochs", "best_epoch", "n_val", "n_test")  # and may be missing
     table = pd.DataFrame([_row(summary) for summary in summaries]).astype(dict.fromkeys(whole, "Int64"))
     table["folder"] = [summary.get("folder", "") for summary in summaries]
     table = table.sort_values(["val_loss", "run"], ignore_index=True)
-    folders = table.pop("folder")
-    return pd.concat([table, _against_best(folders.tolist())], axis=1)
+    return pd.concat([table, _against_best(table["folder"].tolist())], axis=1)
 
 
 def to_markdown(table: pd.DataFrame) -> str:
@@ -116,7 +120,7 @@ def to_markdown(table: pd.DataFrame) -> str:
         cells = (
             _escaped(row["run"]),
             f"{row['trained_weights']:,}",
-            _epochs(row),
+            epochs_told(row),
             _decimal(row["train_loss"]),
             _decimal(row["train_accuracy"]),
             _decimal(row["val_loss"]),
@@ -133,8 +137,8 @@ def to_markdown(table: pd.DataFrame) -> str:
             _decimal(row["p_auroc"]),
         )
         lines.append(_line(cells))
-    notes = [f"- {note}" for note in _notes(table)]
-    return "\n".join([*lines, "", *notes, ""])
+    said = [f"- {note}" for note in notes(table)]
+    return "\n".join([*lines, "", *said, ""])
 
 
 def to_rich(table: pd.DataFrame) -> Table:
@@ -142,7 +146,7 @@ def to_rich(table: pd.DataFrame) -> Table:
     shown = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
-        caption=Text("\n".join(_notes(table))),
+        caption=Text("\n".join(notes(table))),
         caption_justify="left",
     )
     shown.add_column("run", overflow="fold", min_width=14)
@@ -163,7 +167,7 @@ def to_rich(table: pd.DataFrame) -> Table:
         shown.add_row(
             Text(_printable(row["run"]) + alike),
             count_text(row["trained_weights"]),
-            _epochs(row),
+            epochs_told(row),
             _decimal(row["val_loss"]),
             Text(_interval(row, "val_accuracy", between="\n")),
             _decimal(row["val_f1"]),
@@ -240,22 +244,22 @@ def _row(summary: dict[str, Any]) -> dict[str, Any]:
         "unfreeze": str(summary["unfreeze"]),
         "scheduler": str(summary["scheduler"]),
         "seed": summary["seed"],
-        "trained_weights": int(_count(summary["trained_weights"])),
-        "epochs": _count(summary["epochs_run"]),
-        "best_epoch": _count(summary["best_epoch"]),
+        "trained_weights": int(count(summary["trained_weights"])),
+        "epochs": count(summary["epochs_run"]),
+        "best_epoch": count(summary["best_epoch"]),
         "monitor": str(summary["monitor"]),
-        "train_loss": _number(train.get("loss")),
-        "train_accuracy": _share(train.get("accuracy")),
-        "val_loss": _number(val.get("loss")),
+        "train_loss": number(train.get("loss")),
+        "train_accuracy": share(train.get("accuracy")),
+        "val_loss": number(val.get("loss")),
         **_measured("val", val, ("accuracy", "precision", "recall", "f1", "auroc")),
         **_measured("test", test, ("accuracy", "auroc")),
-        "n_val": _count(val.get("n")),
-        "val_prevalence": _share(val.get("prevalence")),
-        "val_majority": _share(val.get("majority")),
-        "n_test": _count(test.get("n")),
-        "test_prevalence": _share(test.get("prevalence")),
-        "test_majority": _share(test.get("majority")),
-        "seconds": _number(summary["seconds"]),
+        "n_val": count(val.get("n")),
+        "val_prevalence": share(val.get("prevalence")),
+        "val_majority": share(val.get("majority")),
+        "n_test": count(test.get("n")),
+        "test_prevalence": share(test.get("prevalence")),
+        "test_majority": share(test.get("majority")),
+        "seconds": number(summary["seconds"]),
     }
 
 
@@ -302,13 +306,13 @@ def _measured(part: str, block: dict[str, Any], measures: Sequence[str]) -> dict
     intervals = block.get("intervals") or {}
     for measure in measures:
         low, high = intervals.get(measure) or (None, None)
-        columns[f"{part}_{measure}"] = _share(block.get(measure))
-        columns[f"{part}_{measure}_low"] = _share(low)
-        columns[f"{part}_{measure}_high"] = _share(high)
+        columns[f"{part}_{measure}"] = share(block.get(measure))
+        columns[f"{part}_{measure}_low"] = share(low)
+        columns[f"{part}_{measure}_high"] = share(high)
     return columns
 
 
-def _number(value: Any, low: float = -_HUGE, high: float = _HUGE) -> float:
+def number(value: Any, low: float = -_HUGE, high: float = _HUGE) -> float:
     """JSON has null where a figure is undefined; a table of numbers has NaN.
 
     Raises:
@@ -321,18 +325,20 @@ def _number(value: Any, low: float = -_HUGE, high: float = _HUGE) -> float:
     return float(value)
 
 
-def _share(value: Any) -> float:
-    return _number(value, -1e-6, 1 + 1e-6)  # as far as rounding goes
+def share(value: Any) -> float:
+    """A number in [0, 1], or NaN, as `number`."""
+    return number(value, -1e-6, 1 + 1e-6)  # as far as rounding goes
 
 
-def _count(value: Any) -> float:
-    number = _number(value, 0)
-    if number % 1 > 0:  # not so of NaN, which stays
-        raise ValueError(f"{number} where a whole number is expected")
-    return number
+def count(value: Any) -> float:
+    """A whole number of at least 0, or NaN, as `number`."""
+    found = number(value, 0)
+    if found % 1 > 0:  # not so of NaN, which stays
+        raise ValueError(f"{found} where a whole number is expected")
+    return found
 
 
-def _notes(table: pd.DataFrame) -> list[str]:
+def notes(table: pd.DataFrame) -> list[str]:
     """What one must know to read the figures."""
     monitors = " or ".join(sorted(map(_escaped, set(table["monitor"]))))
     return [
@@ -358,7 +364,7 @@ def _images(table: pd.DataFrame, part: str, name: str) -> str:
     return f"{name}: {told or 'not told'}.{warning}"
 
 
-def _epochs(row: dict[Any, Any]) -> str:
+def epochs_told(row: dict[Any, Any]) -> str:
     """12 (8): how many, and the best; a dash for what was never trained itself, such as an ensemble."""
     return _NONE if pd.isna(row["epochs"]) else f"{row['epochs']} ({row['best_epoch']})"
 
