@@ -53,7 +53,7 @@ bench: $(VENV)/.test ## speed against plain loops, each ratio measured in one ru
 	$(BIN)/python -m benchmarks.overhead
 
 dashboard: $(VENV)/.demo ## open TensorBoard on all runs
-	$(BIN)/tensorboard --logdir outputs
+	$(BIN)/tensorboard --logdir outputs --window_title deepfake
 
 clean: ## remove the virtual environment and what tools left; outputs/ stays
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

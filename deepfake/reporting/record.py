@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
-from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from scipy.special import expit
 
@@ -21,8 +20,7 @@ from deepfake.evaluation.metrics import bootstrap_intervals, scores
 from deepfake.files import write_json, write_text
 from deepfake.models.backbones import Backbone
 from deepfake.models.freezing import Freezing
-from deepfake.reporting import figures
-from deepfake.reporting.recorder import show
+from deepfake.reporting import board, figures
 
 _NAMES = {"val": "validation", "test": "test"}
 
@@ -144,15 +142,14 @@ def write_summary(folder: Path, content: dict[str, Any]) -> None:
     write_json(folder / runs.SUMMARY, _without_nan(content))
 
 
-def log_final(
-    board: TensorBoardLogger, cfg: TrainConfig, content: dict[str, Any], pictures: dict[str, bytes]
-) -> None:
-    """On the dashboard: hyper-parameters beside the final figures, and picture files by name."""
+def log_final(folder: Path, cfg: TrainConfig, content: dict[str, Any], pictures: dict[str, bytes]) -> None:
+    """On the dashboard: hyper-parameters beside the final figures, curves of the predictions, pictures by name."""
     params = {
         "model": content["model"],
         "unfreeze": str(cfg.unfreeze),
         "scheduler": cfg.scheduler.name,
         "augment": cfg.augment.name,
+        "preprocess": cfg.data.preprocess,
         "lr": cfg.lr,
         "batch": cfg.batch_size * cfg.accumulate,
         "seed": cfg.seed,
@@ -161,12 +158,15 @@ def log_final(
     final = {
         f"final/{part}_{measure}": float(content[part][measure])
         for part in _NAMES
-        for measure in ("loss", "accuracy", "f1", "auroc")
+        for measure in ("loss", "accuracy", "f1", "auroc", "ap")
     }
-    board.log_hyperparams(params, {name: value for name, value in final.items() if math.isfinite(value)})
-    for name, picture in pictures.items():
-        show(board.experiment, name, picture, content["best_epoch"])
-    board.finalize("success")
+    with board.part(folder / runs.TENSORBOARD, "final") as writer:
+        board.add_hparams(writer, params, final, first=("model", "unfreeze", "scheduler", "lr", "seed"))
+        for part in _NAMES:
+            judged = pd.read_csv(folder / f"{part}_predictions.csv", usecols=["label", "probability"])
+            board.add_pr_curves(writer, part, judged, content["best_epoch"])
+        for name, picture in pictures.items():
+            board.add_picture(writer, name, picture, content["best_epoch"])
 
 
 def _counts(verdict: dict[str, Any]) -> NDArray[np.int64]:

@@ -1,7 +1,5 @@
 """Writes what happened in each epoch, once for every reader: metrics.csv, TensorBoard and the training images."""
 
-import io
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -9,13 +7,11 @@ from typing import Any
 import lightning as L
 import numpy as np
 import pandas as pd
-from lightning.pytorch.loggers import TensorBoardLogger
-from PIL import Image
-from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
+from deepfake import runs
 from deepfake.files import write_bytes
-from deepfake.reporting import figures
+from deepfake.reporting import board, figures
 
 
 class Recorder(L.Callback):
@@ -24,13 +20,15 @@ class Recorder(L.Callback):
     Args:
         folder: the run's.
         image_grid: training images shown once, after augmentation.
+        tensorboard: whether there is a dashboard.
     """
 
-    def __init__(self, folder: Path, image_grid: int = 0) -> None:
-        self.folder, self.image_grid = folder, image_grid
+    def __init__(self, folder: Path, image_grid: int = 0, tensorboard: bool = False) -> None:
+        self.folder, self.image_grid, self.tensorboard = folder, image_grid, tensorboard
         self.rows: list[dict[str, float]] = []
         self.seconds: list[float] = []  # each epoch took
         self._began = 0.0
+        self._board: SummaryWriter | None = None
 
     def history(self) -> pd.DataFrame:
         """metrics.csv as a table."""
@@ -45,7 +43,12 @@ class Recorder(L.Callback):
         write_bytes(self.folder / "seconds.csv", seconds.to_csv(index=False).encode(), durable=False)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        board, data = _board(trainer), getattr(trainer, "datamodule", None)
+        if self.tensorboard:
+            # Of a run that goes on, also the epochs before: their events, and more that was not kept, are removed.
+            self._board = board.part(self.folder / runs.TENSORBOARD, "epochs")
+            for number in range(len(self.rows)):
+                self._show(number)
+        data = getattr(trainer, "datamodule", None)
         if data is None or not self.image_grid:
             return
         dataset = data.dataset("train")
@@ -59,8 +62,8 @@ class Recorder(L.Callback):
             title="training images of epoch 0, as the network sees them",
         )
         picture = figures.save(grid, self.folder / "figures" / "augmented.jpg")
-        if board is not None:
-            show(board.experiment, "data/augmented", picture)
+        if self._board is not None:
+            board.add_picture(self._board, "data/augmented", picture)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._began = time.monotonic()
@@ -79,19 +82,24 @@ class Recorder(L.Callback):
         self.seconds.append(round(time.monotonic() - self._began, 3))
         self.write()
 
-        board = _board(trainer)
-        if board is not None:
-            scalars = {name: value for name, value in row.items() if name not in ("epoch", "step")}
-            scalars["seconds"] = self.seconds[-1]
-            board.log_metrics({k: v for k, v in scalars.items() if math.isfinite(v)}, step=trainer.current_epoch)
+        self._show(len(self.rows) - 1)
 
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._close()
 
-def show(board: SummaryWriter, name: str, encoded: bytes, step: int = 0) -> None:
-    """Put a picture file, PNG or JPEG, on the dashboard as it is: `add_image` would encode it once more."""
-    width, height = Image.open(io.BytesIO(encoded)).size
-    image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=encoded)
-    board._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._close()
 
+    def _show(self, number: int) -> None:
+        """A row on the dashboard, at the time at which it was made."""
+        if self._board is None:
+            return
+        row = self.rows[number]
+        scalars = {name: value for name, value in row.items() if name not in ("epoch", "step")}
+        ended = time.time() - sum(self.seconds[number + 1 :])
+        board.add_scalars(self._board, scalars | {"seconds": self.seconds[number]}, int(row["epoch"]), ended)
 
-def _board(trainer: L.Trainer) -> TensorBoardLogger | None:
-    return next((log for log in trainer.loggers if isinstance(log, TensorBoardLogger)), None)
+    def _close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+            self._board = None
