@@ -9,6 +9,7 @@ import difflib
 import functools
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -77,6 +78,9 @@ def command(
             except KeyboardInterrupt:
                 say_error("interrupted. Run the same command again: what is complete is kept.")
                 sys.exit(130)
+            except BrokenPipeError:  # whoever reads has seen enough, as `head` of --help: nothing to tell
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at the end
+                sys.exit(128 + signal.SIGPIPE)
             except Exception as error:  # none of a job's: those have ended the process
                 if trace_wanted:
                     raise

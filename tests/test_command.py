@@ -259,3 +259,12 @@ def test_hydra_tells_its_options(tmp_path: Path) -> None:
     done = recap("--hydra-help", tmp_path)  # not in this process: it directs all logging to this test's output
     assert (done.returncode, done.stderr) == (0, "")
     assert "--config-name" in done.stdout
+
+
+def test_who_reads_a_part_of_what_is_said_is_told_of_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command_line = [sys.executable, "-m", "deepfake.recap", "--help"]
+    done = subprocess.run(command_line, stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (128 + 13, b"")
