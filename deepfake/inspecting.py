@@ -55,7 +55,7 @@ class Trained:
 
     Attributes:
         known: sha256 of the training and validation images.
-        least_quality: of JPEG, that all but a hundredth of the training images have; 101 is no JPEG at all.
+        least_quality: of JPEG, that at most a hundredth of the training images fall below; 101 is no JPEG at all.
     """
 
     known: frozenset[str]
@@ -65,7 +65,7 @@ class Trained:
     def of(cls, catalogue: pd.DataFrame) -> "Trained":
         training = catalogue[catalogue["split"] == "train"]
         quality = training["jpeg_quality"].where(training["jpeg_quality"] > 0, _UNCOMPRESSED)
-        least = int(np.quantile(quality, _LEAST_COMPRESSED, method="higher")) if len(quality) else 0
+        least = int(np.quantile(quality, _LEAST_COMPRESSED, method="lower")) if len(quality) else 0
         return cls(frozenset(catalogue.loc[catalogue["split"].isin(("train", "val")), "sha256"]), least)
 
 
@@ -102,6 +102,10 @@ class Inspector:
                 "Whether the run was trained on an image, or on images compressed like it, cannot be told: its "
                 "manifest.parquet cannot be read."
             )
+        doubts = [each for each in detector.calibration.warnings if each.split(":")[0] in (threshold, "temperature")]
+        if detector.tta != "none":
+            doubts.append(f"tta={detector.tta}: they were calibrated on one view of each image")
+        self.untold += [f"How far the numbers can be relied on cannot be told: {doubt}." for doubt in doubts]
         self._explainer: Explainer | None = None
         try:
             self._explainer = Explainer(detector.members)
@@ -158,10 +162,7 @@ class Inspector:
         size = self.detector.members[0].module.backbone.input_spec.size
         height, width = pixels.shape[:2]
         if min(height, width) < size:
-            found.append(
-                f"Small: {width} x {height} pixels, fewer than the {size} x {size} that the network takes. What is "
-                f"enlarged has lost, or never had, the fine traces."
-            )
+            found.append(_small(width, height, size, self.detector.members[0].preparation.mode))
         if self.trained and file.jpeg_quality > 0 and file.jpeg_quality < self.trained.least_quality:
             found.append(_compressed(file.jpeg_quality, self.trained.least_quality))
         if self._finds_faces:
@@ -174,7 +175,7 @@ class Inspector:
         try:
             face = find_face(pixels)
         except NoFace:
-            return ["No face was found. The network was made for pictures of faces alone, and says something of any."]
+            return ["No face was found. The network is made for faces alone, yet gives a number for any picture."]
         seen = _seen(face, pixels, size, self.detector.members[0].preparation.mode)
         if seen < _SMALL_FACE * size:
             return [
@@ -204,10 +205,19 @@ def _unlike(nearer: float, count: int) -> str:
     )
 
 
-def _compressed(quality: int, least: int) -> str:
-    usual = "no JPEG" if least == _UNCOMPRESSED else f"a quality of {least} or more, or no JPEG"
+def _small(width: int, height: int, size: int, mode: str) -> str:
+    mirrored = "What lies beyond its edge is filled with its mirror image."
+    enlarged = "What is enlarged has lost, or never had, the fine traces."
     return (
-        f"Heavily compressed: JPEG quality about {quality}, where all but 1 % of the training images had {usual}. "
+        f"Small: {width} x {height} pixels, less on a side than the {size} x {size} that the network takes. "
+        f"{mirrored if mode == 'crop' else enlarged}"
+    )
+
+
+def _compressed(quality: int, least: int) -> str:
+    usual = "were no JPEG" if least == _UNCOMPRESSED else f"had a quality of {least} or more, or were no JPEG"
+    return (
+        f"Heavily compressed: JPEG quality about {quality}, where all but 1 % of the training images {usual}. "
         f"Compression wipes out the fine traces."
     )
 

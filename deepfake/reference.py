@@ -117,12 +117,9 @@ def reference_of(run: Path, detector: Detector, images: int, engine: str = "auto
     """
     identity = _identity(run, images)
     file = run / FILE
-    try:
-        found = _stored(file, identity)
-        if (found.profiles.shape[1], found.features.shape[1]) == _widths(detector.members):
-            return found
-    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile):
-        pass  # none yet, of another state of the run, or not one of ours: made anew
+    found = _stored(file, identity)
+    if found and (found.profiles.shape[1], found.features.shape[1]) == _widths(detector.members):
+        return found
     made = _made(run, detector.members, images, engine, show)
     content = io.BytesIO()
     np.savez(content, identity=np.array(identity), **asdict(made))
@@ -188,7 +185,8 @@ def _together(parts: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
 
 def _identity(run: Path, images: int) -> str:
     """Of the weights, and of which images are looked at."""
-    places = sorted((run / "members").iterdir()) if (run / ENSEMBLE).exists() else [run / BEST]
+    ensemble = run / ENSEMBLE  # says which members there are, and in what order their features stand
+    places = [ensemble, *sorted((run / "members").iterdir())] if ensemble.exists() else [run / BEST]
     running = hashlib.sha256(f"{_FORMAT} {images} {NEIGHBOUR}".encode())
     for place in [*places, run / "manifest.parquet"]:
         try:
@@ -199,22 +197,21 @@ def _identity(run: Path, images: int) -> str:
     return running.hexdigest()
 
 
-def _stored(file: Path, identity: str) -> Reference:
-    """What the file holds.
-
-    Raises:
-        OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile: there is none that fits.
-    """
-    expect_file(file)
-    if file.stat().st_size > _MAX_BYTES:
-        raise ValueError(f"more than {_MAX_BYTES} bytes")
-    with zipfile.ZipFile(file) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError("packed")  # a small file could unpack to more than there is memory
-    with np.load(file, allow_pickle=False) as arrays:
-        if arrays["identity"].tolist() != identity:
-            raise ValueError("of another state of the run")
-        return Reference(**{field.name: arrays[field.name] for field in fields(Reference)})
+def _stored(file: Path, identity: str) -> Reference | None:
+    """What the file holds; None where there is none, of another state of the run, or one that is not ours."""
+    try:
+        expect_file(file)
+        if file.stat().st_size > _MAX_BYTES:
+            return None
+        with zipfile.ZipFile(file) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                return None  # a small file could unpack to more than there is memory
+        with np.load(file, allow_pickle=False) as arrays:
+            if arrays["identity"].tolist() != identity:
+                return None
+            return Reference(**{field.name: arrays[field.name] for field in fields(Reference)})
+    except Exception:  # whatever a damaged or foreign file makes the readers raise
+        return None
 
 
 # -------------------------------------------------------------------------------------------------------- its making
@@ -270,7 +267,7 @@ def _images(run: Path) -> tuple[pd.DataFrame, Path, float]:
     except (OSError, ValueError, KeyError, TypeError, UserError) as error:
         raise NoReference(f"the run's folder does not say which its training images were ({error})") from error
     if not root.is_dir():
-        raise NoReference(f"the folder of its training images, {root}, is not here")
+        raise NoReference("the folder of its training images is not here")  # its name is for no visitor
     return table, root, most
 
 

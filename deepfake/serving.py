@@ -13,7 +13,7 @@ import webbrowser
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deepfake.config import AppConfig
 from deepfake.console import log, logging_to_terminal
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130  # exit status
 _UPLOAD = "/_stcore/upload_file/"  # where Streamlit's page sends files to: then the session, then the file
 _LONGEST_MESSAGE = 2**20  # bytes of a visitor's, files apart
+_ROOM = 2**30  # bytes of all visitors' files together; what one visitor may send always has room
 _PATIENCE = 2  # seconds that open pages are given at the end
 # Of any answer. Streamlit's page needs styles of its own making, and pictures out of memory.
 _HEADERS = {
@@ -108,8 +109,9 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
-    except socket.gaierror as error:
-        raise UserError(f"host={host}: expected an address or a name, found none such ({error.strerror}).") from error
+    except (socket.gaierror, UnicodeError) as error:  # the second where it cannot be a name at all, as ".."
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"host={host}: expected an address or a name, found none such ({reason}).") from error
     except OSError as error:
         raise UserError(
             f"host={host} port={port}: expected an address of this computer and a free port, found that it cannot "
@@ -156,7 +158,8 @@ def _serve(listener: socket.socket, cfg: AppConfig, local: bool) -> None:
     # Else an upload of more than a megabyte would pass through a file.
     MultiPartParser.spool_max_size = (cfg.max_megabytes + 2) * 2**20
     page = Path(__file__).parent / "web" / "page.py"
-    app = streamlit.App(page, middleware=[Middleware(_Guard, max_files=cfg.max_files)])
+    guard = Middleware(_Guard, max_files=cfg.max_files, max_bytes=cfg.max_megabytes * 2**20)
+    app = streamlit.App(page, middleware=[guard])
     load_config_options(_options(cfg, listener.getsockname()[1], local))
     config = uvicorn.Config(
         app,
@@ -173,10 +176,11 @@ def _serve(listener: socket.socket, cfg: AppConfig, local: bool) -> None:
 
 
 def _options(cfg: AppConfig, port: int, local: bool) -> dict[str, Any]:
-    """Streamlit's, which win over what its own files and the environment say."""
+    """Streamlit's, which win over what its own files say."""
     return {
         "server.address": cfg.host,
         "server.port": port,
+        "server.baseUrlPath": "",  # else neither our address nor `_UPLOAD` would be right
         "server.headless": True,  # nothing is proposed to whoever starts it
         "server.maxUploadSize": cfg.max_megabytes,
         "server.enableXsrfProtection": True,
@@ -199,13 +203,14 @@ def _options(cfg: AppConfig, port: int, local: bool) -> dict[str, Any]:
 
 
 class _Guard:
-    """Puts our headers on every answer, and refuses a visitor more files than the page judges.
+    """Puts our headers on every answer; refuses a visitor more files than the page judges, and all more than fit.
 
-    All but one: by that the page knows that there were more, and says so.
+    A visitor may send one more than is judged: by that the page knows that there were more, and says so.
     """
 
-    def __init__(self, app: "ASGIApp", max_files: int) -> None:
-        self.app, self.most = app, max_files + 1
+    def __init__(self, app: "ASGIApp", max_files: int, max_bytes: int) -> None:
+        self.app, self.most, self.max_bytes = app, max_files + 1, max_bytes
+        self.room = max(_ROOM, self.most * max_bytes)
         self._coming: Counter[str] = Counter()  # files that are under way, by session
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
@@ -221,11 +226,16 @@ class _Guard:
         if scope["method"] != "PUT" or not scope["path"].startswith(_UPLOAD):
             return await self.app(scope, receive, send_with_headers)
         session = scope["path"].removeprefix(_UPLOAD).split("/")[0]
-        if _held(session) + self._coming[session] >= self.most:
+        held = _held()
+        refusal = None
+        if held.files[session] + self._coming[session] >= self.most:
+            refusal = f"at most {self.most - 1} files at once", 413
+        elif held.bytes + (self._coming.total() + 1) * self.max_bytes > self.room:
+            refusal = "the images of all visitors fill the memory that is meant for them: try again later", 503
+        if refusal:
             from starlette.responses import PlainTextResponse
 
-            refusal = PlainTextResponse(f"at most {self.most - 1} files at once", 413)
-            return await refusal(scope, receive, send_with_headers)
+            return await PlainTextResponse(*refusal)(scope, receive, send_with_headers)
         self._coming[session] += 1
         try:
             await self.app(scope, receive, send_with_headers)
@@ -234,11 +244,19 @@ class _Guard:
             self._coming += Counter()  # forgets sessions that nothing comes for
 
 
-def _held(session: str) -> int:
-    """How many files are in memory for it."""
+class _Held(NamedTuple):
+    files: Counter[str]  # in memory, by session
+    bytes: int  # of all
+
+
+def _held() -> _Held:
     from streamlit.runtime import get_instance
     from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
 
-    files = get_instance().uploaded_file_mgr
-    assert isinstance(files, MemoryUploadedFileManager)  # noqa: S101 - as `streamlit.App` makes it
-    return len(files.file_storage.get(session, ()))
+    manager = get_instance().uploaded_file_mgr
+    assert isinstance(manager, MemoryUploadedFileManager)  # noqa: S101 - as `streamlit.App` makes it
+    sessions = {session: list(files.values()) for session, files in list(manager.file_storage.items())}
+    return _Held(
+        Counter({session: len(files) for session, files in sessions.items()}),
+        sum(len(file.data) for files in sessions.values() for file in files),
+    )

@@ -1,5 +1,6 @@
 """The page: what it says of an image, who may send it what, and that nothing leaves this computer."""
 
+import asyncio
 import io
 import os
 import re
@@ -9,8 +10,10 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from http.client import HTTPConnection
 from pathlib import Path
@@ -28,6 +31,7 @@ from deepfake.app import main
 from deepfake.config import conf_dir, parse_app, parse_train
 from deepfake.data.catalog import read_catalogue
 from deepfake.data.faces import Face, NoFace
+from deepfake.data.prepared import Preparation
 from deepfake.errors import UserError
 from deepfake.inspecting import Inspection, Inspector, Trained, table_of
 from deepfake.judging import Detector
@@ -127,7 +131,18 @@ def test_an_image_that_the_run_knows_is_told(inspector: Inspector, run: Path, fa
 
 
 def test_a_small_image_is_told(inspector: Inspector) -> None:
-    assert "Small: 24 x 32 pixels, fewer than the 32 x 32" in warnings(inspector, blocks(1, 32, 24))
+    said = warnings(inspector, blocks(1, 32, 24))
+    assert "Small: 24 x 32 pixels, less on a side than the 32 x 32 that the network takes. What is enlarged" in said
+
+
+def test_where_a_small_image_is_not_enlarged_that_is_not_said(
+    inspector: Inspector, detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inspector.reference, inspector._explainer = None, None
+    monkeypatch.setattr(detector.members[0], "preparation", Preparation("crop"))
+    said = warnings(inspector, blocks(1, 32, 24))
+    assert "filled with its mirror image" in said
+    assert "enlarged" not in said
 
 
 def test_an_image_unlike_the_training_ones_is_told(inspector: Inspector) -> None:
@@ -145,20 +160,22 @@ def test_heavier_compression_than_in_training_is_told(inspector: Inspector, qual
     inspector.trained = Trained(frozenset(), 80)
     said = warnings(inspector, blocks(1), "JPEG", quality=quality)
     assert (
-        f"JPEG quality about {quality}, where all but 1 % of the training images had a quality of 80" in said
+        f"JPEG quality about {quality}, where all but 1 % of the training images had a quality of 80 or more" in said
     ) == told
 
 
 def test_any_jpeg_is_told_where_training_saw_none(inspector: Inspector) -> None:
     inspector.trained = Trained.of(pd.DataFrame({"split": ["train"] * 3, "jpeg_quality": [-1] * 3, "sha256": "x"}))
-    assert "all but 1 % of the training images had no JPEG" in warnings(inspector, blocks(1), "JPEG", quality=100)
+    assert "all but 1 % of the training images were no JPEG" in warnings(inspector, blocks(1), "JPEG", quality=100)
     assert warnings(inspector, blocks(1)) == ""
 
 
 def test_the_least_quality_is_that_of_all_but_a_hundredth_of_the_training_part() -> None:
-    qualities = [10, *range(50, 100), *[-1] * 49, 5]
-    table = pd.DataFrame({"split": ["train"] * 100 + ["test"], "jpeg_quality": qualities, "sha256": "x"})
+    qualities = [10, *range(50, 100), *[-1] * 50, 5]
+    table = pd.DataFrame({"split": ["train"] * 101 + ["test"], "jpeg_quality": qualities, "sha256": "x"})
     assert Trained.of(table).least_quality == 50
+    few = pd.DataFrame({"split": ["train"] * 3, "jpeg_quality": [70, 80, 90], "sha256": "x"})
+    assert Trained.of(few).least_quality == 70
 
 
 def test_no_face_and_a_tiny_one_are_told(inspector: Inspector, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,9 +214,18 @@ def test_what_cannot_be_told_is_said(detector: Detector, monkeypatch: pytest.Mon
     assert (found.heat_map, found.spectrum) == (None, None)
 
 
+def test_a_threshold_of_too_few_images_is_said_where_it_is_used(detector: Detector) -> None:
+    # The run has fewer than 20 real validation images.
+    few = "cannot be told: fpr_5: expected at least 20 real validation images"
+    for threshold, told in (("fpr_5", True), ("half", False)):
+        untold = " ".join(Inspector(detector, threshold, 64.0, None, "none").untold)
+        assert (few in untold) == told
+
+
 def test_an_ensemble_and_more_views_answer_as_they_do_in_predict(detector: Detector) -> None:
     both = Detector(detector.members * 2, lambda margins: margins.mean(axis=0), detector.calibration, "flip")
     inspector = Inspector(both, "eer", 64.0, None, "none")
+    assert "tta=flip: they were calibrated on one view" in " ".join(inspector.untold)
     found = inspector.inspect("a.png", encoded(blocks(1), "PNG"))
     expected = both.predict([blocks(1)], "eer").iloc[0]
     assert found.row["probability"] == pytest.approx(expected["probability"], abs=1e-6)
@@ -222,6 +248,26 @@ def test_users_who_ask_at_once_get_their_own_answers(inspector: Inspector) -> No
         user.join()
     assert len({inspection.heat_map for inspection in alone.values()}) == len(images)
     assert found == alone
+
+
+def test_one_image_is_looked_at_after_the_other(inspector: Inspector, monkeypatch: pytest.MonkeyPatch) -> None:
+    together, met = threading.Barrier(2, timeout=1), list[bool]()
+
+    def looking(*_: object) -> list[str]:
+        with suppress(threading.BrokenBarrierError):
+            together.wait()
+        met.append(not together.broken)
+        return []
+
+    inspector.reference, inspector._explainer = None, None
+    monkeypatch.setattr(inspector, "_warnings", looking)
+    content = encoded(blocks(1), "PNG")
+    users = [threading.Thread(target=inspector.inspect, args=["a.png", content]) for _ in range(2)]
+    for user in users:
+        user.start()
+    for user in users:
+        user.join()
+    assert met == [False, False]
 
 
 # ----------------------------------------------------------------------------------------------------------- the page
@@ -267,6 +313,24 @@ def test_the_headline_is_the_verdict_unless_it_is_in_doubt(
     assert said == headline
 
 
+@pytest.mark.parametrize(("held", "status"), [(3 * 2**28, 200), (2**30 - 4, 503)])
+def test_all_visitors_together_have_so_much_memory(monkeypatch: pytest.MonkeyPatch, held: int, status: int) -> None:
+    monkeypatch.setattr(serving, "_held", lambda: serving._Held(Counter({"another": 40}), held))
+    answered: list[int] = []
+
+    async def taken(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message: Any) -> None:
+        answered.extend([message["status"]] if message["type"] == "http.response.start" else [])
+
+    scope = {"type": "http", "method": "PUT", "path": f"{serving._UPLOAD}mine/file"}
+    guard = serving._Guard(taken, max_files=20, max_bytes=20 * 2**20)
+    with ThreadPoolExecutor(1) as apart:  # from the loop that drives the browser
+        apart.submit(asyncio.run, guard(scope, None, send)).result()  # type: ignore[arg-type]
+    assert answered == [status]
+
+
 @pytest.mark.parametrize(
     ("p", "told"), [(0.99985, "over 99.9 %"), (0.00002, "under 0.1 %"), (0.7321, "73.2 %"), (1.0, "over 99.9 %")]
 )
@@ -276,7 +340,9 @@ def test_no_answer_is_certain(
     row = {"path": "a.png", "status": "ok", "reason": "", "probability": p, "verdict": "fake", "uncertain": False,
            "warnings": ""}  # fmt: skip
     monkeypatch.setattr(inspector, "inspect", lambda *_: Inspection(row))
-    assert f"generated: <b>{told}</b>" in text(shown(("a.png", b"x")))
+    said = text(shown(("a.png", b"x")))
+    assert f"generated: <b>{told}</b>" in said
+    assert not re.search(r"about (0|100) % were", said)
 
 
 def test_names_are_text_and_never_markup(shown: Callable[..., AppTest]) -> None:
@@ -382,6 +448,11 @@ def test_a_host_elsewhere_is_refused(run: Path, capfd: pytest.CaptureFixture[str
     assert "host=192.0.2.1 port=0: expected an address of this computer" in only_line(capfd)
 
 
+def test_what_can_be_no_host_is_refused(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert app(f"run={run}", "host=..", "port=0") == 2
+    assert "host=..: expected an address or a name, found none such" in only_line(capfd)
+
+
 def test_a_missing_package_is_refused(
     run: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -419,6 +490,10 @@ class Server:
         given = [f"run={run}", "port=0", "open_browser=false", "progress=false", "engine=eager", "max_files=4",
                  "max_megabytes=2"]  # fmt: skip
         environment = {"TMPDIR": str(folder), "HOME": str(folder), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        (folder / ".streamlit").mkdir()  # the user's settings for other pages, which are not ours
+        (folder / ".streamlit" / "config.toml").write_text(
+            '[server]\nbaseUrlPath = "elsewhere"\nenableXsrfProtection = false\nmaxUploadSize = 500\n'
+        )
         self.folder = folder
         self.process = subprocess.Popen(
             [sys.executable, "-m", "deepfake.app", *given],

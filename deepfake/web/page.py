@@ -26,7 +26,7 @@ def show(what: Served) -> None:
     st.write(
         "Drop pictures of faces, and a trained network says whether they look like photographs or like the work of a "
         f"generator. It is an estimate, **never a proof**. The pictures stay in the memory of {where}; nothing is "
-        "kept or sent on."
+        "written to disk or sent on."
     )
     files = st.file_uploader(
         f"Up to {what.max_files} images of at most {what.max_megabytes} MB each",
@@ -103,11 +103,12 @@ def _card(inspection: Inspection, inspector: Inspector) -> None:
 def _meaning(p: float, calibration: Calibration) -> str:
     images = calibration.n_real + calibration.n_fake
     prevalence = calibration.n_fake / images
+    p = min(max(p, 1e-6), 1 - 1e-6)  # 0 and 1 as floats: no image is certainly the one or the other
     return (
         f"Of the {images:,} images that the network was calibrated on, {_percent(prevalence)} were generated; of "
         f"those with a number like {_percent(p)}, about {_percent(p)} were. Where generated images are rarer it "
         f"means less: where one in a hundred is, an image with this number is generated with a probability of "
-        f"{_percent(at_prevalence(p, prevalence, RARE))}. For images from other sources, and of generators that the "
+        f"{_told(at_prevalence(p, prevalence, RARE))}. For images from other sources, and of generators that the "
         f"network never saw, the number may be far off."
     )
 
@@ -134,14 +135,17 @@ def _explanation(what: Served) -> None:
             f"either kind of validation images was on the wrong side. Take it as no answer.\n"
             f"- **It is no proof.** The network knows the generators that it was trained on; of others it may notice "
             f"nothing. Editing, shrinking and compressing change the answer. Do not accuse anyone on its word.\n"
-            f"- The images are not kept: they are forgotten soon after this page is closed."
+            f"- The images are kept in memory alone. They are forgotten some time after this page is closed, at the "
+            f"latest when the program that serves it ends."
         )
         st.html(_templates().get_template("run.html").render(name=what.name, untold=inspector.untold))
 
 
 def _percent(share: float) -> str:
     """In whole per cent, and a tenth of one where that would be none or all."""
-    return f"{share:.0%}" if 0.01 <= share <= 0.99 or share in (0, 1) else f"{min(max(share, 0.001), 0.999):.1%}"
+    if 0.01 <= share <= 0.99 or share in (0, 1):
+        return f"{100 * share:.0f} %"
+    return f"{100 * min(max(share, 0.001), 0.999):.1f} %"
 
 
 def _told(p: float) -> str:
