@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
@@ -21,7 +21,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from deepfake.analysis.peaks import Peak, Relief, Replica, find_peaks, find_replicas, height_at, relief, told
+from deepfake.analysis.peaks import _LOWEST, Peak, Relief, Replica, find_peaks, find_replicas, height_at, relief, told
 from deepfake.analysis.spectra import (
     LUMA,
     MeanSpectrum,
@@ -88,6 +88,7 @@ class _Found(NamedTuple):
     after: list[Peak]
     left: list[dict[str, float] | None]  # of each peak after the preparation, None where it cannot be followed
     sentences: list[str]
+    alone: bool  # it or a real source is a single image, whose spread nobody knows
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ def analyse(cfg: SpectraConfig) -> int:
         expect_writable(Path(cfg.output or cfg.output_dir).expanduser(), setting)
         picture = None if cfg.image is None else _asked(cfg)
         found = catalogue(cfg.data, cfg.progress, split=False)
+        _expect_pairs(cfg, {*zip(found.table["label"], found.table["source"], strict=True)})
         how = preparation(cfg.data, found.table)
         side = _square(found) if cfg.square is None else cfg.square
         eye = _Eye(side, cfg.window, InputSpec(cfg.size, (0.0,) * 3, (1.0,) * 3, cfg.interpolation), how)
@@ -296,14 +298,18 @@ def _pairs(cfg: SpectraConfig, table: pd.DataFrame, groups: Mapping[_Key, _Group
     if cfg.pairs is None:
         given = parents(table[table["status"] != "unreadable"])
         return {fake: real for fake, real in given.items() if (1, fake) in groups and (0, real) in groups}
-    for fake, real in cfg.pairs.items():
+    _expect_pairs(cfg, groups)  # all of one may have been left out, and only the largest are shown
+    return cfg.pairs
+
+
+def _expect_pairs(cfg: SpectraConfig, there: Collection[_Key]) -> None:
+    for fake, real in (cfg.pairs or {}).items():
         for label, kind, name in ((1, "fake", fake), (0, "real", real)):
-            if (label, name) not in groups or not name:
-                known = ", ".join(sorted(source for own, source in groups if own == label and source)) or "none"
+            if (label, name) not in there or not name:
+                known = ", ".join(sorted(source for own, source in there if own == label and source)) or "none"
                 raise UserError(
                     f"pairs={cfg.pairs} is refused: expected {kind} sources out of {known}; found {name}."
                 )
-    return cfg.pairs
 
 
 def _reference(group: _Group, groups: Mapping[_Key, _Group], pairs: Mapping[str, str]) -> _Group | None:
@@ -326,6 +332,7 @@ def _finds(groups: Mapping[_Key, _Group], eye: _Eye) -> dict[str, _Found]:
     with ThreadPoolExecutor() as pool:
         made = list(pool.map(reliefs, [*reals, *fakes]))
     of_reals = [list(both) for both in zip(*made[: len(reals)], strict=True)]
+    fewest = min(real.before.images for real in reals)
     found = {}
     for group, (before, after) in zip(fakes, made[len(reals) :], strict=True):
         peaks = find_peaks(before, of_reals[0])
@@ -334,36 +341,52 @@ def _finds(groups: Mapping[_Key, _Group], eye: _Eye) -> dict[str, _Found]:
         jpeg = float(group.rows["format"].isin(("JPEG", "MPO")).mean())
         sentences = told(peaks, replicas, jpeg)
         if peaks:
-            sentences.append(_told_left(left, eye))
-        found[group.name] = _Found(peaks, replicas, find_peaks(after, of_reals[1]), left, sentences)
+            sentences.append(_told_left(left, eye, _moves_alike(group, eye)))
+        alone = min(fewest, group.before.images) < 2
+        found[group.name] = _Found(peaks, replicas, find_peaks(after, of_reals[1]), left, sentences, alone)
     return found
 
 
-def _left(peak: Peak, group: _Group, eye: _Eye, after: Relief, reals: Sequence[Relief]) -> dict[str, float] | None:
-    """Where the resize moves a peak to, and how far it stands out there; None where images differ in that."""
+def _moves_alike(group: _Group, eye: _Eye) -> bool:
+    """Whether the preparation moves a frequency of each image to the same place."""
     sizes = group.rows[["width", "height"]].drop_duplicates()
-    if eye.how.mode != "resize" or eye.how.equalise is not None or len(sizes) > 1:
+    return eye.how.mode == "resize" and eye.how.equalise is None and len(sizes) == 1
+
+
+def _left(peak: Peak, group: _Group, eye: _Eye, after: Relief, reals: Sequence[Relief]) -> dict[str, float] | None:
+    """Where the resize moves a peak to, and how far it stands out there.
+
+    None where images differ in that, or where it is so near to zero that no peak is told from the steep spectrum.
+    """
+    if not _moves_alike(group, eye):
         return None
-    width, height = sizes.iloc[0]
+    width, height = group.rows[["width", "height"]].iloc[0]
     # What is beyond half a cycle a pixel comes back from the other side.
     down, across = (
         frequency - round(frequency)
         for frequency in (peak.down * height / eye.spec.size, peak.across * width / eye.spec.size)
     )
+    if np.hypot(down, across) * eye.spec.size < _LOWEST:
+        return None
     return {"down": down, "across": across, "above": height_at(after, reals, down, across)}
 
 
-def _told_left(left: Sequence[dict[str, float] | None], eye: _Eye) -> str:
+def _told_left(left: Sequence[dict[str, float] | None], eye: _Eye, alike: bool) -> str:
     known = [each for each in left if each is not None]
     if not known:
-        return (
-            f"after the preparation ({eye.how.mode}, {eye.spec.size} px) they cannot be followed: it moves those of "
-            f"each image elsewhere"
+        where = (
+            f"all of them to below {_LOWEST} cycles an image, where no peak can be told"
+            if alike
+            else "those of each image elsewhere"
         )
+        return f"after the preparation ({eye.how.mode}, {eye.spec.size} px) they cannot be followed: it moves {where}"
+    they = "they" if len(known) == len(left) else f"the {len(known)} of {len(left)} that can be followed"
     most = max(known, key=lambda each: each["above"])
+    if most["above"] < 1:
+        return f"after the resize to {eye.spec.size} px {they} stand out no further than in the real sources"
     return (
-        f"after the resize to {eye.spec.size} px they stand up to {most['above']:.0f} dB above the real sources, the "
-        f"highest at ({most['down']:.3f}, {most['across']:.3f})"
+        f"after the resize to {eye.spec.size} px {they} stand up to {most['above']:.0f} dB above the real sources, "
+        f"the highest at ({most['down']:.3f}, {most['across']:.3f})"
     )
 
 
@@ -423,22 +446,33 @@ def _source(group: _Group, source: str, reference: _Group | None, finds: _Found 
     if finds is None:
         return content
     return content | {
-        "peaks": [asdict(peak) | {"after": left} for peak, left in zip(finds.peaks, finds.left, strict=True)],
+        "peaks": [
+            _peak(peak, finds.alone) | {"after": left} for peak, left in zip(finds.peaks, finds.left, strict=True)
+        ],
         "copies": [asdict(replica) for replica in finds.replicas],
-        "peaks_after": [asdict(peak) for peak in finds.after],
+        "peaks_after": [_peak(peak, finds.alone) for peak in finds.after],
         "sentences": finds.sentences,
     }
 
 
-def _high(spectrum: MeanSpectrum, reference: MeanSpectrum) -> dict[str, float]:
+def _peak(peak: Peak, alone: bool) -> dict[str, Any]:
+    """Its values by name, without an interval where the spread over images is not known."""
+    unknown = alone or peak.low == peak.high
+    return asdict(peak) | ({"low": None, "high": None} if unknown else {})
+
+
+def _high(spectrum: MeanSpectrum, reference: MeanSpectrum) -> dict[str, float | None]:
     """Decibels from a quarter of a cycle a pixel on, of the images' own profiles, with a 95 % interval.
 
     Neighbouring frequencies of an image go together: they are taken for one, which makes the interval no narrower.
+    Without two images, or where all are the same, there is none.
     """
     high = np.arange(spectrum.profile.size) >= _HIGH * spectrum.size
     difference = float((spectrum.profile_decibels - reference.profile_decibels)[high].mean())
     variances = [each.profile_decibels_std[high] ** 2 / each.images for each in (spectrum, reference)]
     margin = 1.96 * float(np.sqrt(variances[0] + variances[1]).mean())
+    if min(spectrum.images, reference.images) < 2 or not margin:
+        return {"value": difference, "low": None, "high": None}
     return {"value": difference, "low": difference - margin, "high": difference + margin}
 
 
@@ -448,12 +482,16 @@ def _peak_table(groups: Mapping[_Key, _Group], finds: Mapping[str, _Found]) -> p
     for name, found in finds.items():
         images = groups[1, name].before.images
         for stage, peaks in (("before", found.peaks), ("after", found.after)):
-            rows += [{"source": name, "images": images, "stage": stage, "kind": "peak", **asdict(p)} for p in peaks]
+            rows += [
+                {"source": name, "images": images, "stage": stage, "kind": "peak", **_peak(peak, found.alone)}
+                for peak in peaks
+            ]
         rows += [
             {"source": name, "images": images, "stage": "before", "kind": "copies", **asdict(replica)}
             for replica in found.replicas
         ]
-    return pd.DataFrame(rows, columns=columns).astype({"source": "str", "period": "Int64"})
+    types = {"source": "str", "period": "Int64", "low": "float64", "high": "float64"}
+    return pd.DataFrame(rows, columns=columns).astype(types)
 
 
 def _write_means(file: Path, groups: Mapping[_Key, _Group], cfg: SpectraConfig) -> None:
@@ -546,7 +584,9 @@ def _say(content: Mapping[str, Any]) -> None:
         log.info("no fake source has a peak that no real source has")
 
 
-def _interval(figure: Mapping[str, float]) -> str:
+def _interval(figure: Mapping[str, float | None]) -> str:
+    if figure["low"] is None:
+        return f"{figure['value']:+.1f}"
     return f"{figure['value']:+.1f} [{figure['low']:+.1f}, {figure['high']:+.1f}]"
 
 

@@ -306,6 +306,7 @@ THRESHOLDS = ("half", "eer", "balanced_accuracy", "fpr_1", "fpr_5")
 PERTURBATIONS = ("jpeg", "blur", "resize", "noise", "rotation", "flip", "crop")
 METHODS = ("auto", "grad-cam", "rollout")
 HIDE = ("blur", "mean")
+LARGEST_SPECTRUM = 1024  # pixels of a side: 8 MB a spectrum
 PROTOCOLS = ("leave_one_out", "train_one", "both")
 DATA: dict[str, type[DataConfig]] = {"synthetic": SyntheticConfig, "folder": DataConfig}
 
@@ -361,10 +362,13 @@ def parse_spectra(cfg: DictConfig) -> SpectraConfig:
         _expect(
             given == getattr(DataConfig(), name), f"data.{name}={given}", "to leave it out, for nothing is split here"
         )
+    most = f"at most {LARGEST_SPECTRUM:,}, for each source keeps a dozen spectra of that size in memory"
     _expect(
-        typed.square is None or typed.square >= 16, f"square={typed.square}", "at least 16 pixels, or null to choose"
+        typed.square is None or 16 <= typed.square <= LARGEST_SPECTRUM,
+        f"square={typed.square}",
+        f"at least 16 pixels, or null to choose, and {most}",
     )
-    _expect(typed.size >= 32, f"size={typed.size}", "at least 32 pixels")
+    _expect(32 <= typed.size <= LARGEST_SPECTRUM, f"size={typed.size}", f"at least 32 pixels, and {most}")
     _expect(
         typed.interpolation in ("bicubic", "bilinear"), f"interpolation={typed.interpolation}", "bicubic or bilinear"
     )

@@ -4,7 +4,8 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -101,7 +102,7 @@ def explain(cfg: ExplainConfig) -> int:
             "layer": ", ".join(dict.fromkeys(explainer.layers)),
             "places": list(explainer.places),
             "deletion": {**hidden.as_dict(), "hidden_as": deletion.COVERS[cfg.hide],
-                         "random_as": deletion.ELSEWHERE, "shifts": cfg.shifts,
+                         "random_as": deletion.ELSEWHERE, "shifts": cfg.shifts, "common_as": deletion.COMMON,
                          "by_verdict": {name: found.as_dict() for name, found in by_verdict.items()}},
             "frequencies": bands.as_dict(),
         }  # fmt: skip
@@ -192,26 +193,35 @@ def _hidden(
     Raises:
         UserError: all images have gone.
     """
+    table, heat = _heat(cfg, detector, explainer, images, limit_images(judged, cfg.images))
+    # By verdict, for Grad-CAM explains that. An image's own map is part of the mean: of few images the two are alike,
+    # and a map is rather not shown to be faithful than wrongly called so.
+    common = {
+        verdict: {part: np.mean(maps[of_verdict], axis=0) for part, maps in heat.items()}
+        for verdict, of_verdict in table.groupby("verdict").indices.items()
+    }
     kept: list[pd.DataFrame] = []
     inner = deletion.FRACTIONS[1:-1]
 
     def versions() -> Iterator[Shown]:
-        for rows, shown, advance in _read(cfg, "hiding", detector, images, limit_images(judged, cfg.images)):
-            kept.append(rows)
-            heat = explainer.heat(shown, (rows["verdict"] == "fake").to_numpy())
-            for number, sha256 in enumerate(rows["sha256"]):
+        for there, shown, advance in _read(cfg, "hiding", detector, images, table):
+            kept.append(there)
+            for number, (place, sha256, verdict) in enumerate(
+                zip(there.index.to_numpy(), there["sha256"], there["verdict"], strict=True)
+            ):
                 seed = list(sha256.encode())
                 own = [batch[number] for batch in shown]
                 covered = [deletion.cover(image, cfg.hide) for image in own]
-                hot = {
-                    part: deletion.hottest_first(maps[number], explainer.places, np.random.default_rng(seed))
-                    for part, maps in heat.items()
-                }
-                ranks = [hot[part_of(member)] for member in detector.members]
+                ranks, usual = (
+                    {part: deletion.hottest_first(each, np.random.default_rng(seed)) for part, each in maps.items()}
+                    for maps in ({part: maps[place] for part, maps in heat.items()}, common[verdict])
+                )
                 elsewhere = deletion.shifts(explainer.places, cfg.shifts, np.random.default_rng(seed))
-                for order in (ranks, *([deletion.moved(each, by) for each in ranks] for by in elsewhere)):
+                moved = [{part: deletion.moved(each, by) for part, each in ranks.items()} for by in elsewhere]
+                for order in (ranks, usual, *moved):
+                    of_members = [order[part_of(member)] for member in detector.members]
                     for share in inner:
-                        yield [deletion.hide(*each, share) for each in zip(own, covered, order, strict=True)]
+                        yield [deletion.hide(*each, share) for each in zip(own, covered, of_members, strict=True)]
                 yield covered
                 advance()
 
@@ -220,21 +230,47 @@ def _hidden(
         raise _gone(images)
     rows = pd.concat(kept)
     fake = (rows["verdict"] == "fake").to_numpy()
+    orders = 2 + cfg.shifts
     p = detector.calibration.probabilities(margins).reshape(len(rows), -1, 1)
     start = rows["probability"].to_numpy()[:, np.newaxis, np.newaxis]
-    changed = p[:, :-1].reshape(len(rows), 1 + cfg.shifts, len(inner))
-    ends = [np.repeat(end, 1 + cfg.shifts, axis=1) for end in (start, p[:, -1:])]
+    changed = p[:, :-1].reshape(len(rows), orders, len(inner))
+    ends = [np.repeat(end, orders, axis=1) for end in (start, p[:, -1:])]
     curves = np.concatenate([ends[0], changed, ends[1]], axis=2)
     curves = np.where(fake[:, np.newaxis, np.newaxis], curves, 1 - curves)
     labels = rows["label"].to_numpy()
 
     def compared(which: NDArray[np.bool_]) -> Deletion:
-        return deletion.compare(curves[which, 0], curves[which, 1:], labels[which])
+        hot, usual, *moved = curves[which].swapaxes(0, 1)
+        return deletion.compare(hot, np.stack(moved, axis=1), usual, labels[which])
 
     by_verdict = {"fake": fake, "real": ~fake}
     return compared(np.full(len(rows), True)), {
         name: compared(which) for name, which in by_verdict.items() if which.any()
     }
+
+
+def _heat(
+    cfg: ExplainConfig, detector: Detector, explainer: Explainer, images: Images, table: pd.DataFrame
+) -> tuple[pd.DataFrame, dict[Hashable, NDArray[np.float32]]]:
+    """The rows of the images that are still there, numbered anew, and by `part_of` the members what is hot in each.
+
+    Returns:
+        The rows, and float32 (n, rows, columns of places).
+
+    Raises:
+        UserError: all images have gone.
+    """
+    kept: list[pd.DataFrame] = []
+    found: dict[Hashable, list[NDArray[np.float32]]] = defaultdict(list)
+    for rows, shown, advance in _read(cfg, "maps", detector, images, table):
+        kept.append(rows)
+        for part, maps in explainer.heat(shown, (rows["verdict"] == "fake").to_numpy()).items():
+            found[part] += [deletion.by_place(heat, explainer.places) for heat in maps]
+        for _ in range(len(rows)):
+            advance()
+    if not kept:
+        raise _gone(images)
+    return pd.concat(kept, ignore_index=True), {part: np.stack(maps) for part, maps in found.items()}
 
 
 def _gone(images: Images) -> UserError:
@@ -435,7 +471,7 @@ def _sheet(
 
 
 def _to_tensorboard(dashboard: Path, name: str, hidden: Deletion, pictures: Mapping[str, bytes]) -> None:
-    measures = ("auc_hot", "auc_random", "difference")
+    measures = ("auc_hot", "auc_random", "auc_common", "difference", "difference_common")
     with board.part(dashboard, name) as writer:
         board.add_scalars(writer, {f"{visible(name)}/{measure}": getattr(hidden, measure) for measure in measures})
         for picture, encoded in pictures.items():

@@ -127,8 +127,9 @@ def test_the_maps_are_shown_to_be_faithful(report: Path) -> None:
     found = told(report)["deletion"]
     assert found["faithful"]
     assert found["interval"][0] > 0.02
+    assert found["interval_common"][0] > 0.02
     assert found["sentence"].startswith("Faithful: hiding the hottest places first")
-    assert found["auc_hot"] < found["auc_random"]
+    assert found["auc_hot"] < min(found["auc_random"], found["auc_common"])
     assert found["hidden_as"].startswith("a Gaussian blur")
 
 
@@ -145,6 +146,53 @@ def test_maps_of_something_else_are_not(run: Path, tmp_path: Path, monkeypatch: 
     found = told(tmp_path)["deletion"]
     assert not found["faithful"]
     assert found["sentence"].startswith("Not ")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_map_that_knows_nothing_of_its_image_is_not_either(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same of all images of a verdict: against their own mean there is no difference at all."""
+    spot = np.exp(-((np.indices((SIDE, SIDE)) - SIDE / 2) ** 2).sum(axis=0) / 2000).astype(np.float32)
+    monkeypatch.setattr(
+        Explainer,
+        "heat",
+        lambda self, images, fake: {None: np.where(fake[:, np.newaxis, np.newaxis], spot, 1 - spot)},
+    )
+    assert explain(f"run={run}", f"output={tmp_path}", *FEW, "images=100") == 0
+    found = told(tmp_path)["deletion"]
+    assert found["common"] == pytest.approx(found["hot"], abs=1e-6)
+    assert found["interval_common"] == pytest.approx([0, 0], abs=1e-6)
+    assert not found["faithful"]
+    assert found["sentence"].startswith("Not ")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_elsewhere_alone_does_not_make_a_map_faithful(
+    run: Path, planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fakes whose chessboard is at one place only: a map that knows that place, whatever the image, is no better."""
+    for source, number in (("0-plain", 20), ("1-planted", 20)):
+        (tmp_path / "data" / source).mkdir(parents=True)
+        for file in sorted((planted / source).iterdir())[:number]:
+            pixels = np.array(Image.open(file))
+            if source == "1-planted":
+                row, column = int(file.stem[-2]), int(file.stem[-1])
+                pixels = np.roll(pixels, (PATCH * (1 - row), PATCH * (1 - column)), axis=(0, 1))
+            Image.fromarray(pixels).save(tmp_path / "data" / source / file.name)
+    place = np.zeros((SIDE, SIDE), np.float32)
+    place[PATCH : 2 * PATCH, PATCH : 2 * PATCH] = 1
+    monkeypatch.setattr(Explainer, "heat", lambda self, images, fake: {None: np.stack([place] * len(fake))})
+    data = (f"data.root={tmp_path}/data", f"data.cache.dir={tmp_path}/cache", f"output={tmp_path}/report")
+    assert explain(f"run={run}", *data, *FEW, "images=100", "shifts=2") == 0
+    found = told(tmp_path / "report")["deletion"]
+    assert found["by_verdict"]["fake"]["interval"][0] > 0.02  # elsewhere takes less
+    assert not found["by_verdict"]["fake"]["faithful"]
+    assert "more of the confidence" in found["by_verdict"]["fake"]["sentence"]
+    assert (
+        "but perhaps hardly more, or no more, than hiding the places that are hot on average"
+        in (found["by_verdict"]["fake"]["sentence"])
+    )
 
 
 def test_the_run_hangs_on_the_frequencies_of_the_chessboard(report: Path) -> None:
@@ -166,8 +214,9 @@ def test_the_curves_begin_at_the_runs_own_verdict(report: Path, own: pd.DataFram
     p = own["probability"]
     first = np.maximum(p, 1 - p).mean()
     assert found["deletion"]["hot"][0] == pytest.approx(first, abs=1e-5)
-    assert found["deletion"]["random"][0] == pytest.approx(first, abs=1e-5)
-    assert found["deletion"]["hot"][-1] == pytest.approx(found["deletion"]["random"][-1])  # all is hidden
+    for control in ("random", "common"):
+        assert found["deletion"][control][0] == pytest.approx(first, abs=1e-5)
+        assert found["deletion"]["hot"][-1] == pytest.approx(found["deletion"][control][-1])  # all is hidden
     assert found["deletion"]["hot"][5] != found["deletion"]["random"][5]
     assert found["frequencies"]["unfiltered"]["auroc"] == pytest.approx(roc_auc_score(own["label"], own["margin"]))
 
@@ -196,7 +245,7 @@ def test_a_curve_of_hidden_places_is_what_the_detector_says_of_them(
     (member,) = detector.members
     confidence = []
     root = json.loads((tmp_path / "explanation.json").read_text())["data"]["root"]
-    for ranks, row in zip(drawn, kept[0].to_dict("records"), strict=True):
+    for ranks, row in zip(drawn[::2], kept[0].to_dict("records"), strict=True):
         (image,) = member.prepared(read_image(Path(root, row["path"]))[0], "none")
         covered = image.mean(axis=(1, 2))
         for row_of_places, column in np.argwhere(ranks < 8):
@@ -236,7 +285,7 @@ def test_the_same_command_says_the_same_whatever_the_size_of_the_batch(run: Path
         assert explain(f"run={run}", f"output={tmp_path}/{name}", *FEW, f"batch_size={size}") == 0
     first, again, other = (told(tmp_path / name) | {"seconds": 0, "command": ""} for name in "abc")
     assert first == again
-    for curve in ("hot", "random"):
+    for curve in ("hot", "random", "common"):
         assert first["deletion"][curve] == pytest.approx(other["deletion"][curve], abs=1e-5)
     assert first["frequencies"]["low_pass"]["change"] == pytest.approx(other["frequencies"]["low_pass"]["change"])
 
@@ -245,8 +294,9 @@ def test_the_dashboard_and_the_page_show_it(run: Path, report: Path) -> None:
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0}).Reload()
     names = ("deletion", "frequencies", "true_fake", "false_fake", "true_real", "false_real")
     assert {f"explanation/{name}" for name in names} <= set(events.Tags()["images"])
-    (point,) = events.Scalars("explanation/difference")
-    assert point.value == pytest.approx(told(report)["deletion"]["difference"])
+    for measure in ("difference", "difference_common"):
+        (point,) = events.Scalars(f"explanation/{measure}")
+        assert point.value == pytest.approx(told(report)["deletion"][measure])
     assert told(report)["deletion"]["sentence"] in (run / "report.html").read_text()
 
 

@@ -156,6 +156,56 @@ def test_the_pattern_of_a_generator_is_named_and_followed_through_the_resize(lef
     assert {row["stage"] for row in rows} == {"before", "after"}
 
 
+def test_a_trace_that_the_resize_takes_away_is_not_told_as_one() -> None:
+    eye = analysing._Eye(
+        64, False, analysing.InputSpec(48, (0.0,) * 3, (1.0,) * 3, "bicubic"), analysing.Preparation()
+    )
+    left = {"down": 0.0, "across": 0.25, "above": -3.0}
+    told = "after the resize to 48 px they stand out no further than in the real sources"
+    assert analysing._told_left([left, left], eye, True) == told
+    assert "up to 7 dB above" in analysing._told_left([left, left | {"above": 7.0}], eye, True)
+    assert "the 1 of 2 that can be followed stand out no further" in analysing._told_left([left, None], eye, True)
+    assert "all of them to below 8 cycles an image" in analysing._told_left([None], eye, True)
+    assert "it moves those of each image elsewhere" in analysing._told_left([None], eye, False)
+
+
+def test_a_peak_that_the_resize_folds_onto_the_steep_spectrum_is_not_followed(root: Path, tmp_path: Path) -> None:
+    """1/4 of a cycle of 64 pixels is half of one of 32; 1/2 is a whole one, which comes back at zero."""
+    gan = spectra(tmp_path / "spectra", f"data.root={root}", "size=32").source("1-gan")
+    after = {(peak["down"], peak["across"]): peak["after"] for peak in gan["peaks"]}
+    assert after[0, 0.25] is not None
+    assert after[0, 0.5] is None
+    assert "that can be followed" in gan["sentences"][-1]
+
+
+@pytest.mark.parametrize("single", ["1-gan", "0-phone"])
+def test_of_a_single_image_there_is_no_interval(single: str, root: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(root, tmp_path / "faces")
+    for file in sorted((copied / single).iterdir())[1:]:
+        file.unlink()
+    left = spectra(tmp_path / "spectra", f"data.root={copied}", "pairs={1-gan: 0-phone}")
+    gan = left.source("1-gan")
+    assert gan["images"] == (1 if single == "1-gan" else 18)
+    for stage in ("before", "after"):
+        assert gan["high_frequencies_db"][stage]["low"] is gan["high_frequencies_db"][stage]["high"] is None
+    assert gan["peaks"]
+    assert {(peak["low"], peak["high"]) for peak in gan["peaks"] + gan["peaks_after"]} == {(None, None)}
+    table = pd.read_csv(left.folder / "peaks.csv")
+    assert table.loc[table["source"] == "1-gan", ["low", "high"]].isna().all(axis=None)
+    other = left.source("1-smooth")["high_frequencies_db"]["before"]
+    assert other["low"] < other["value"] < other["high"]
+
+
+def test_images_that_are_all_the_same_have_no_interval_of_width_zero(root: Path, tmp_path: Path) -> None:
+    for source in ("0-camera", "1-gan"):
+        (tmp_path / "faces" / source).mkdir(parents=True)
+        for number in range(3):
+            shutil.copy(root / source / "00.png", tmp_path / "faces" / source / f"{number}.png")
+    gan = spectra(tmp_path / "spectra", f"data.root={tmp_path}/faces").source("1-gan")
+    assert gan["high_frequencies_db"]["before"]["low"] is None
+    assert {(peak["low"], peak["high"]) for peak in gan["peaks"]} == {(None, None)}
+
+
 def test_what_is_real_or_has_no_pattern_has_no_peaks(left: Left) -> None:
     assert left.source("1-smooth")["sentences"] == []
     assert "peaks" not in left.source("0-camera")
@@ -176,7 +226,9 @@ def test_each_fake_source_is_held_against_its_own_real_one(root: Path, tmp_path:
 
 
 def test_a_pair_that_is_not_there_is_refused(root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    line = refused(capfd, tmp_path / "spectra", f"data.root={root}", "pairs={1-gan: 0-film}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(analysing, "_means", lambda *_: pytest.fail("refused only after all images were looked at"))
+        line = refused(capfd, tmp_path / "spectra", f"data.root={root}", "pairs={1-gan: 0-film}")
     assert "expected real sources out of 0-camera, 0-phone; found 0-film" in line
 
 
@@ -324,6 +376,8 @@ def test_an_image_that_cannot_be_looked_at_is_refused(
     [
         ("square=8", "at least 16 pixels, or null to choose"),
         ("size=16", "at least 32 pixels"),
+        ("square=1025", "at most 1,024, for each source keeps a dozen spectra of that size in memory"),
+        ("size=4096", "at most 1,024, for each source keeps a dozen spectra of that size in memory"),
         ("interpolation=nearest", "bicubic or bilinear"),
         ("image=''", "an image"),
         ("data.hold_out=1-gan", "to leave it out, for nothing is split here"),

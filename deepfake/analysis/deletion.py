@@ -2,9 +2,11 @@
 
 The deletion curve of Petsiuk et al. (2018, "RISE", section 4.2): the confidence in a verdict, as a growing share of
 the places is hidden, the hottest first. The area under it is small where the map names what the verdict hangs on. A
-small area alone says little, for any hole may throw a network off: so the same pattern of places is hidden elsewhere
-in the same image, by the same means, and only the difference counts. Places scattered at random would make another
-pattern, with more edges, and a map would be judged by what edges do.
+small area alone says little, for any hole may throw a network off: so other places are hidden in the same image, by
+the same means, and only the differences count. There are two controls. The same pattern of places, moved elsewhere:
+places scattered at random would make another pattern, with more edges, and a map would be judged by what edges do.
+And the places that are hot on average: elsewhere is often background, and a spot in the middle of every picture,
+which knows nothing of the image, takes more than that. Another fixed pattern may take more than the mean map.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ COVERS = {
     "mean": "the image's mean colour",
 }
 ELSEWHERE = "the same pattern of places, moved by a random amount"
+COMMON = "the places that are hot in the mean of the maps of all examined images with the same verdict"
 _BLUR = 1 / 28  # 8 of 224 pixels: of a wave of 23 pixels a tenth is left
 
 
@@ -50,19 +53,31 @@ def cover(image: NDArray[np.float32], how: str) -> NDArray[np.float32]:
     return np.stack(planes)
 
 
-def hottest_first(heat: NDArray, places: tuple[int, int], random: np.random.Generator) -> NDArray[np.int64]:
-    """The rank of each place, 0 the hottest; equal ones, such as all that speak for nothing, stand in random order.
+def by_place(heat: NDArray, places: tuple[int, int]) -> NDArray[np.float32]:
+    """The mean heat of each place.
 
     Args:
         heat: float (S, S).
         places: into how many rows and columns it is parted.
+
+    Returns:
+        float32 of shape `places`.
+    """
+    mean = cv2.resize(np.asarray(heat, np.float32), places[::-1], interpolation=cv2.INTER_AREA)
+    return np.asarray(mean, np.float32).reshape(places)
+
+
+def hottest_first(heat: NDArray, random: np.random.Generator) -> NDArray[np.int64]:
+    """The rank of each place, 0 the hottest; equal ones, such as all that speak for nothing, stand in random order.
+
+    Args:
+        heat: float (rows, columns), of the places.
         random: decides among equal ones.
 
     Returns:
-        int64 of shape `places`.
+        int64 (rows, columns).
     """
-    mean = cv2.resize(np.asarray(heat, np.float32), places[::-1], interpolation=cv2.INTER_AREA).ravel()
-    return _ranks(np.lexsort((random.permutation(mean.size), -mean))).reshape(places)
+    return _ranks(np.lexsort((random.permutation(heat.size), -heat.ravel()))).reshape(heat.shape)
 
 
 def shifts(places: tuple[int, int], count: int, random: np.random.Generator) -> list[tuple[int, int]]:
@@ -97,10 +112,13 @@ class Deletion:
 
     Attributes:
         fractions: of the places that are hidden.
-        hot, random: confidence in the verdict at each of them: the hottest hidden first, the same pattern elsewhere.
-        auc_hot, auc_random: areas under these curves, in [0, 1].
+        hot, random, common: confidence in the verdict at each of them: the hottest hidden first, the same pattern
+            elsewhere, the hottest on average first.
+        auc_hot, auc_random, auc_common: areas under these curves, in [0, 1].
         difference: `auc_random` - `auc_hot`, above 0 where hot places matter more.
         interval: of the difference, 95 %, paired bootstrap over images of each class apart; None of too few images.
+        difference_common: `auc_common` - `auc_hot`, above 0 where it matters which image's map it is.
+        interval_common: of it, likewise.
         images: how many.
         prevalence: share of fakes among them.
     """
@@ -108,40 +126,41 @@ class Deletion:
     fractions: tuple[float, ...]
     hot: Floats
     random: Floats
+    common: Floats
     auc_hot: float
     auc_random: float
+    auc_common: float
     difference: float
     interval: tuple[float, float] | None
+    difference_common: float
+    interval_common: tuple[float, float] | None
     images: int
     prevalence: float
 
     @property
     def faithful(self) -> bool:
-        """Whether the interval of the difference lies above `LEAST`."""
-        return self.interval is not None and self.interval[0] > LEAST
+        """Whether the intervals of both differences lie above `LEAST`."""
+        return _taken(self.interval) == _taken(self.interval_common) == "more"
 
     @property
     def sentence(self) -> str:
-        """What follows from the interval."""
-        areas = f"mean deletion AUC {self.auc_hot:.3f} against {self.auc_random:.3f}"
-        if self.interval is None:
-            return f"Not shown to be faithful: {areas} on {self.images} images, too few (expected {FEWEST}) to tell."
-        low, high = self.interval
-        told = f"{areas}, difference {self.difference:+.3f} [{low:+.3f}, {high:+.3f}] on {self.images:,} images"
-        told += f", {self.prevalence:.1%} fake"
-        if low > LEAST:
+        """What follows from the intervals."""
+        n = f"{self.images:,} images, {self.prevalence:.1%} fake"
+        areas = f"{self.auc_random:.3f} and {self.auc_common:.3f}"
+        if self.interval is None or self.interval_common is None:
             return (
-                f"Faithful: hiding the hottest places first takes more of the confidence in the verdicts than hiding "
-                f"the same pattern elsewhere, {told}."
+                f"Not shown to be faithful: mean deletion AUC {self.auc_hot:.3f} against {areas} on {n}, too few "
+                f"(expected {FEWEST}) to tell."
             )
-        if high < -LEAST:
-            return (
-                f"Not faithful: hiding the hottest places first takes less of the confidence in the verdicts than "
-                f"hiding the same pattern elsewhere, {told}."
-            )
+        taken = _taken(self.interval), _taken(self.interval_common)
+        verdict = "Faithful" if self.faithful else "Not faithful" if "less" in taken else "Not shown to be faithful"
+        joined = "and" if taken[0] == taken[1] else "but"
         return (
-            f"Not shown to be faithful: hiding the hottest places first takes no more of the confidence in the "
-            f"verdicts than hiding the same pattern elsewhere, or hardly more, {told}."
+            f"{verdict}: hiding the hottest places first takes {taken[0]} of the confidence in the verdicts than "
+            f"hiding the same pattern elsewhere (difference of mean deletion AUC "
+            f"{_told(self.difference, self.interval)}), {joined} {taken[1]} than hiding the places that are hot on "
+            f"average in the images of the same verdict ({_told(self.difference_common, self.interval_common)}); "
+            f"mean deletion AUC {self.auc_hot:.3f} against {areas}, {n}."
         )
 
     def as_dict(self) -> Mapping[str, Any]:
@@ -150,10 +169,14 @@ class Deletion:
             "fractions": list(self.fractions),
             "hot": self.hot.tolist(),
             "random": self.random.tolist(),
+            "common": self.common.tolist(),
             "auc_hot": self.auc_hot,
             "auc_random": self.auc_random,
+            "auc_common": self.auc_common,
             "difference": self.difference,
             "interval": None if self.interval is None else list(self.interval),
+            "difference_common": self.difference_common,
+            "interval_common": None if self.interval_common is None else list(self.interval_common),
             "images": self.images,
             "prevalence": self.prevalence,
             "faithful": self.faithful,
@@ -161,12 +184,15 @@ class Deletion:
         }
 
 
-def compare(hot: Floats, random: Floats, labels: NDArray, resamples: int = 2000, seed: int = 0) -> Deletion:
-    """Deletion curves of a map against those of the same pattern elsewhere, image by image.
+def compare(
+    hot: Floats, random: Floats, common: Floats, labels: NDArray, resamples: int = 2000, seed: int = 0
+) -> Deletion:
+    """Deletion curves of a map against those of both controls, image by image.
 
     Args:
         hot: (N, len(FRACTIONS)), confidence in each image's verdict as its hottest places are hidden.
         random: (N, shifts, len(FRACTIONS)), as the same pattern is hidden at random places.
+        common: (N, len(FRACTIONS)), as the places that are hot on average are hidden.
         labels: (N,), 0 or 1: images of each class are resampled apart.
         resamples: of the bootstrap.
         seed: of the bootstrap.
@@ -176,19 +202,38 @@ def compare(hot: Floats, random: Floats, labels: NDArray, resamples: int = 2000,
     """
     if not len(hot):
         raise ValueError("expected the curves of at least one image, found none")
-    areas = np.trapezoid(hot, FRACTIONS, axis=1), np.trapezoid(random.mean(axis=1), FRACTIONS, axis=1)
-    difference = areas[1] - areas[0]
+    of_hot, of_random, of_common = (
+        np.asarray(np.trapezoid(curves, FRACTIONS, axis=1)) for curves in (hot, random.mean(axis=1), common)
+    )
+    labels = np.asarray(labels)
     return Deletion(
         fractions=FRACTIONS,
         hot=hot.mean(axis=0),
         random=random.mean(axis=(0, 1)),
-        auc_hot=float(areas[0].mean()),
-        auc_random=float(areas[1].mean()),
-        difference=float(difference.mean()),
-        interval=_interval(difference, np.asarray(labels), resamples, seed),
+        common=common.mean(axis=0),
+        auc_hot=float(of_hot.mean()),
+        auc_random=float(of_random.mean()),
+        auc_common=float(of_common.mean()),
+        difference=float((of_random - of_hot).mean()),
+        interval=_interval(of_random - of_hot, labels, resamples, seed),
+        difference_common=float((of_common - of_hot).mean()),
+        interval_common=_interval(of_common - of_hot, labels, resamples, seed),
         images=len(hot),
         prevalence=float(np.mean(labels)),
     )
+
+
+def _taken(interval: tuple[float, float] | None) -> str:
+    """How much hiding what is hot takes, compared with something else, as far as the interval shows."""
+    if interval is not None and interval[0] > LEAST:
+        return "more"
+    if interval is not None and interval[1] < -LEAST:
+        return "less"
+    return "perhaps hardly more, or no more,"
+
+
+def _told(difference: float, interval: tuple[float, float]) -> str:
+    return f"{difference:+.3f} [{interval[0]:+.3f}, {interval[1]:+.3f}]"
 
 
 def _interval(values: Floats, labels: NDArray, resamples: int, seed: int) -> tuple[float, float] | None:

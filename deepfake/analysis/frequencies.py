@@ -96,6 +96,8 @@ def half_cutoff(
     level = (whole + 0.5) / 2
     pairs = list(zip(cutoffs, auroc, strict=True))
     mildest_first = pairs[::-1] if kept == "low" else pairs
+    if mildest_first[0][1] <= level:
+        return None  # though it may come back at a stronger one, by chance
     for (milder, above), (stronger, below) in itertools.pairwise(mildest_first):
         if above > level >= below:
             part = (above - level) / (above - below)
@@ -138,7 +140,7 @@ def sentence(cutoffs: Sequence[float], whole: float, interval: Interval, curves:
             )
         ]
         sentences += [each for each in more if each] or [
-            "Nowhere does a linear probe on the spectrum alone tell more than the network."
+            "Nowhere is a linear probe on the spectrum alone shown to tell more than the network."
         ]
     return " ".join(sentences)
 

@@ -18,6 +18,7 @@ ROW = (6, 144)  # of 150
 
 _TEXT = 28  # width of a tick's text
 _DOTS = 60  # a curve of more points is a line alone: dots that touch tell nothing
+_WIDEST = 1e300  # of an axis: beyond it ticks overflow
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ def line_chart(
         logarithmic: x is, with ticks at the first curve's points.
 
     Raises:
-        ValueError: there is no point at all, or none above 0 on a logarithmic axis.
+        ValueError: there is no point at all, or none above 0 on a logarithmic axis, or figures are too large to be
+            parted into ticks.
     """
     if logarithmic:
         curves = [replace(curve, x=[math.log(x) for x in curve.x]) for curve in curves]
@@ -71,6 +73,8 @@ def line_chart(
     low, high = _widened(min(heights), max(heights))
     places = [x for curve in curves for x in curve.x if math.isfinite(x)]
     first, last = _widened(min(places), max(places), 0.5 if whole else 0.0)
+    if not (0 < last - first < _WIDEST and 0 < high - low < _WIDEST):
+        raise ValueError(f"{title}: figures too large to be drawn")
 
     def shown(x: float) -> str:
         return f"{math.exp(x) if logarithmic else x:g}"

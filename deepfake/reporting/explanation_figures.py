@@ -18,7 +18,7 @@ from deepfake.reporting.figures import FAINT, INK, RULE, _title
 
 
 def deletion_figure(found: Deletion, hidden: str, of: str) -> Figure:
-    """Mean confidence in the verdict as places are hidden, the hottest first, and the same pattern elsewhere.
+    """Mean confidence in the verdict as places are hidden: the hottest first, and both controls.
 
     Args:
         found: the curves.
@@ -30,6 +30,7 @@ def deletion_figure(found: Deletion, hidden: str, of: str) -> Figure:
     x = 100 * np.asarray(found.fractions)
     curves = (
         (found.random, found.auc_random, "the same pattern elsewhere", FAINT, "s", "--"),
+        (found.common, found.auc_common, "the hottest on average first", _COLOURS[1], "^", "-."),
         (found.hot, found.auc_hot, "the hottest first", _COLOURS[0], "o", "-"),
     )
     for y, area, name, colour, marker, line in curves:
@@ -47,9 +48,15 @@ def deletion_figure(found: Deletion, hidden: str, of: str) -> Figure:
     axes.set(xlim=(0, 100), ylim=(0, 1.02))
     axes.set_xlabel(f"places hidden, % (what is seen of them: {hidden})", size=10, color=FAINT)
     axes.set_ylabel("confidence in the verdict", size=10, color=FAINT)
-    verdict, interval = found.sentence.split(":")[0], found.interval
-    told = "too few images" if interval is None else f"[{interval[0]:+.3f}, {interval[1]:+.3f}]"
-    axes.set_title(f"{verdict}: difference {found.difference:+.3f} {told}", size=10.5, color=INK, loc="left")
+    told = [
+        f"{control} {difference:+.3f} " + ("too few images" if ends is None else f"[{ends[0]:+.3f}, {ends[1]:+.3f}]")
+        for control, difference, ends in (
+            ("elsewhere", found.difference, found.interval),
+            ("on average", found.difference_common, found.interval_common),
+        )
+    ]
+    verdict = found.sentence.split(":")[0]
+    axes.set_title(f"{verdict}: difference to {', '.join(told)}", size=10.5, color=INK, loc="left")
     _key_below(figure, axes.get_legend_handles_labels()[0])
     _title(figure, _line(f"Is the map faithful? {of}", 300), width=80)
     return figure

@@ -118,7 +118,9 @@ def _decimal(value: float | None) -> str:
 
 
 def _figure(value: float) -> str:
-    """Three figures, and pixels in full."""
+    """Three figures, and pixels in full; a dash where it is undefined."""
+    if not math.isfinite(value):
+        return _DASH
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 

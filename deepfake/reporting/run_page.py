@@ -47,6 +47,7 @@ _PERTURBATIONS = 100
 # Training waits for this page: less than `evaluate` tells.
 _RESAMPLES = 200
 _FEW_SOURCES = 50  # of more, the AUROC is left to `evaluate`
+_POINTS = 10_000  # of a curve
 _TABLE_BYTES = 2**27  # of a CSV; a million predictions have less
 _SHEET_BYTES = 450_000  # of a sheet of heat maps within the page
 _LONGEST = 1500  # characters of a sentence or a setting
@@ -297,7 +298,10 @@ def _audit(run: _Run) -> dict[str, Any]:
         "more": max(len(findings) - FINDINGS, 0),
         "exact": count(audit["duplicates"]["exact_total"]),
         "near": count(audit["duplicates"]["near_total"]),
-        "leaks": sum(finding["key"].startswith("duplicates.") and finding["level"] != "note" for finding in findings),
+        "leaks": sum(
+            finding["key"].startswith(("duplicates.", "leaks.")) and finding["level"] != "note"
+            for finding in findings
+        ),
     }
 
 
@@ -454,7 +458,7 @@ def _certainty(run: _Run) -> dict[str, Any]:
     told: dict[str, Any] = {
         "n": len(table),
         "prevalence": float(labels.mean()),
-        "after": _calibration_error(labels, p),
+        "after": scores(labels, p)["ece"],
         "charts": [reliability_chart("Calibrated", labels, p)],
         "calibration": None,
     }
@@ -466,8 +470,9 @@ def _certainty(run: _Run) -> dict[str, Any]:
     right = (p > 0.5) == (labels == 1)
     told["charts"] = [reliability_chart("Before temperature", labels, before), *told["charts"]]
     return told | {
-        "before": _calibration_error(labels, before),
+        "before": scores(labels, before)["ece"],
         "calibration": calibration,
+        "band": (min(calibration.band[0], 0.5), max(calibration.band[1], 0.5)),  # as `Calibration.uncertain`
         "thresholds": [
             {"name": name, "threshold": threshold, **_at(labels, p, threshold.value)}
             for name, threshold in calibration.thresholds.items()
@@ -476,11 +481,6 @@ def _certainty(run: _Run) -> dict[str, Any]:
         "right_within": _in_percent(_rate(int(right[doubtful].sum()), int(doubtful.sum()))),
         "right_outside": _in_percent(_rate(int(right[~doubtful].sum()), int((~doubtful).sum()))),
     }
-
-
-def _calibration_error(labels: NDArray, p: NDArray) -> Figure:
-    ends = bootstrap_intervals(labels, p, metrics=("ece",), resamples=_RESAMPLES)["ece"]
-    return Figure(scores(labels, p)["ece"], *ends)
 
 
 def _at(labels: NDArray, p: NDArray, threshold: float) -> dict[str, Figure]:
@@ -504,16 +504,24 @@ def _deletion(run: _Run) -> dict[str, Any]:
     told = explanation["deletion"]
     fractions = _figures(told["fractions"])
     curves = [
-        Curve(f"{name}, mean {number(told[area]):.3f}", kind, fractions, _figures(told[key], len(fractions)))
+        Curve(f"{name}, area {number(told[area]):.3f}", kind, fractions, _figures(told[key], len(fractions)))
         for name, kind, key, area in (
             ("hot first", "first", "hot", "auc_hot"),
             ("as much elsewhere", "second dashed", "random", "auc_random"),
+            ("hot on average first", "second", "common", "auc_common"),
         )
+        if key in told
     ]
     return {
         "chart": line_chart("Confidence in the verdict", "share of the places hidden", curves),
         "images": count(told["images"]),
         "hidden_as": _words(told["hidden_as"]),
+        "one_control": "common" not in told,
+        "by_verdict": {
+            verdict: _words(told["by_verdict"][verdict]["sentence"])
+            for verdict in ("fake", "real")
+            if verdict in told.get("by_verdict", {})
+        },
         "sentence": _words(told["sentence"]),
         "method": _words(explanation["method"]),
         "layer": _words(str(explanation.get("layer") or "")),
@@ -542,12 +550,17 @@ def _frequencies(run: _Run) -> dict[str, Any]:
     whole = number(told.get("unfiltered", {}).get("auroc"))
     level = (whole, "unfiltered") if math.isfinite(whole) else (0.5, "chance")
     chart = line_chart("AUROC", "cutoff, cycles a pixel", curves, level, logarithmic=True)
-    return {"chart": chart, "images": count(told["images"]), "sentence": _words(told["sentence"])}
+    return {
+        "chart": chart,
+        "images": count(told["images"]),
+        "prevalence": share(told.get("prevalence")),
+        "sentence": _words(told["sentence"]),
+    }
 
 
 def _figures(values: Any, length: int | None = None) -> list[float]:
     """Numbers, NaN where one is undefined."""
-    if not isinstance(values, list) or len(values) > 10_000 or length not in (None, len(values)):
+    if not isinstance(values, list) or len(values) > _POINTS or length not in (None, len(values)):
         raise ValueError(f"expected {length or 'some'} numbers, found {reprlib.repr(values)}")
     return [number(value) for value in values]
 
@@ -668,6 +681,8 @@ def _curves(run: _Run) -> list[dict[str, Any]]:
     measures = {"loss": "Loss", "accuracy": "Accuracy", "auroc": "AUROC"}
     columns: dict[str, type] = {f"{part}/{measure}": float for part in ("train", "val") for measure in measures}
     table = run.table("metrics.csv", {"epoch": float} | columns)
+    if len(table) > _POINTS:
+        raise ValueError(f"metrics.csv: more than {_POINTS} epochs")
     table = table[np.isfinite(table["epoch"])].replace([np.inf, -np.inf], np.nan)
     best = count(run.summary["best_epoch"])
     epochs = table["epoch"].tolist()

@@ -77,6 +77,11 @@ def test_coming_from_the_mildest_filter_the_first_fall_counts() -> None:
     assert half_cutoff(CUTOFFS, [0.9, 0.5, 0.9, 0.5, 0.9], 0.9, "high") == pytest.approx(0.02 * 2**0.5)
 
 
+def test_what_is_gone_at_the_mildest_does_not_come_back() -> None:
+    assert half_cutoff(CUTOFFS, [0.5, 0.5, 0.9, 0.5, 0.5], 0.9, "low") is None
+    assert half_cutoff(CUTOFFS, [0.5, 0.5, 0.9, 0.5, 0.5], 0.9, "high") is None
+
+
 @pytest.mark.parametrize("auroc", [[0.9] * 5, [0.5] * 5])
 def test_a_cutoff_outside_those_that_were_tried_is_not_told(auroc: list[float]) -> None:
     assert half_cutoff(CUTOFFS, auroc, 0.9, "low") is None
@@ -124,7 +129,7 @@ def test_a_probe_that_is_nowhere_better_is_told_as_such() -> None:
     low, high = curve(0.5, 0.6, 0.8, 0.9, 0.9), curve(0.9, 0.8, 0.7, 0.6, 0.5)
     nothing = Curve([np.nan] * 5, [(np.nan, np.nan)] * 5)
     found = told(low, high, probe_low=curve(*[0.5] * 5), probe_high=nothing)
-    assert found.endswith("Nowhere does a linear probe on the spectrum alone tell more than the network.")
+    assert found.endswith("Nowhere is a linear probe on the spectrum alone shown to tell more than the network.")
 
 
 def test_chance_has_no_frequencies() -> None:

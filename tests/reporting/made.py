@@ -167,9 +167,11 @@ def add_explanation(run: Path, sheet: tuple[int, int] = (300, 200)) -> None:
             "command": "explain", "seconds": 3.0,
             "deletion": {"fractions": [0.0, 0.5, 1.0], "hot": [0.9, 0.4, 0.3], "random": [0.9, 0.7, 0.3],
                          "auc_hot": 0.5, "auc_random": 0.65, "difference": 0.15, "interval": [0.1, 0.2],
+                         "common": [0.9, 0.5, 0.3], "auc_common": 0.55, "difference_common": 0.05,
+                         "interval_common": [0.02, 0.08], "by_verdict": {"real": {"sentence": "Not shown: too few"}},
                          "images": 48, "hidden_as": "blurred", "faithful": True, "sentence": "Faithful: it is so"},
             "frequencies": {"cutoffs": [0.01, 0.1, 0.4], "low_pass": filtered, "high_pass": filtered,
-                            "images": 48, "sentence": "Most lies in the middle"},
+                            "images": 48, "prevalence": 0.5, "sentence": "Most lies in the middle"},
             "sheets": {kind: {"file": f"figures/{kind}.png", "shown": 4, "of": 20} for kind in kinds},
         },
     )  # fmt: skip

@@ -14,8 +14,9 @@ CUTOFFS = [0.02, 0.1, 0.4]
 
 
 def deletion(interval: tuple[float, float] | None) -> Deletion:
-    hot, random = np.linspace(0.9, 0.4, len(FRACTIONS)), np.linspace(0.9, 0.5, len(FRACTIONS))
-    return Deletion(FRACTIONS, hot, random, 0.65, 0.7, 0.05, interval, 100, 0.6)
+    hot, common, random = (np.linspace(0.9, end, len(FRACTIONS)) for end in (0.4, 0.44, 0.5))
+    to_common = None if interval is None else (0.01, 0.03)
+    return Deletion(FRACTIONS, hot, random, common, 0.65, 0.7, 0.67, 0.05, interval, 0.02, to_common, 100, 0.6)
 
 
 def curve(*auroc: float, change: tuple[float, ...] = ()) -> Curve:
@@ -29,9 +30,15 @@ def texts(figure: object) -> str:
 @pytest.mark.parametrize(
     ("interval", "told"),
     [
-        ((0.02, 0.08), "Faithful: difference +0.050 [+0.020, +0.080]"),
-        ((-0.02, 0.08), "Not shown to be faithful: difference +0.050 [-0.020, +0.080]"),
-        (None, "Not shown to be faithful: difference +0.050 too few images"),
+        (
+            (0.02, 0.08),
+            "Faithful: difference to elsewhere +0.050 [+0.020, +0.080], on average +0.020 [+0.010, +0.030]",
+        ),
+        (
+            (-0.02, 0.08),
+            "Not shown to be faithful: difference to elsewhere +0.050 [-0.020, +0.080], on average +0.020",
+        ),
+        (None, "Not shown to be faithful: difference to elsewhere +0.050 too few images, on average +0.020 too few"),
     ],
 )
 def test_deletion_curves_stand_under_their_verdict(
@@ -43,6 +50,7 @@ def test_deletion_curves_stand_under_their_verdict(
     drawn = {str(line.get_label()): np.asarray(line.get_ydata()) for line in axes.lines}
     assert drawn["the hottest first: area 0.650"] == pytest.approx(found.hot)
     assert drawn["the same pattern elsewhere: area 0.700"] == pytest.approx(found.random)
+    assert drawn["the hottest on average first: area 0.670"] == pytest.approx(found.common)
     assert told in texts(figure)
     assert "Is the map faithful? 100 images, 60.0% fake; $a$ map" in texts(figure).replace("\n", " ")
     assert save(figure, tmp_path / "deletion.png")[:4] == b"\x89PNG"

@@ -95,6 +95,14 @@ def test_trust_tells_the_audit_its_leaks_and_the_metadata_tree_beside_the_run(ru
     assert "The spectrum and the frozen features as baselines are not measured yet." in trust
 
 
+def test_a_group_in_two_parts_is_a_leak(run: Path) -> None:
+    finding = {"key": "leaks.groups", "level": "warning", "sentence": "2 groups lie in two parts"}
+    change(run / "audit.json", "findings", value=[finding])
+    assert "No leak was found" not in page(run).text("trust")
+    change(run / "audit.json", "findings", value=[finding | {"key": "balance.few"}])
+    assert "No leak was found" in page(run).text("trust")
+
+
 def test_trust_tells_the_baselines_of_an_evaluation(full: Path) -> None:
     trust = page(full).text("trust")
     assert re.search(r"metadata tree 0\.600 \[0\.500, 0\.900\] .*frozen features, logistic .*this run 0\.800", trust)
@@ -182,6 +190,17 @@ def test_thresholds_tell_what_they_do_on_the_test_part(run: Path) -> None:
     assert f"{100 * inside.mean():.1f} %" in told
 
 
+@pytest.mark.parametrize(("band", "low", "high"), [([0.6, 0.7], 0.5, 0.7), ([0.3, 0.4], 0.3, 0.5)])
+def test_the_band_that_is_told_is_the_one_that_is_counted(
+    band: list[float], low: float, high: float, run: Path
+) -> None:
+    """What lies between it and the threshold is uncertain too."""
+    change(run / "summary.json", "calibration", "band", value=band)
+    test = pd.read_csv(run / "test_predictions.csv")
+    share = 100 * test["probability"].between(low, high).mean()
+    assert f"from {low:.3f} to {high:.3f} are marked uncertain: {share:.1f} %" in page(run).text("certainty")
+
+
 def test_reliability_bars_are_shares_of_fakes(run: Path) -> None:
     test = pd.read_csv(run / "test_predictions.csv")
     top = test[test["probability"] >= 14 / 15]
@@ -196,9 +215,11 @@ def test_a_run_that_could_not_be_calibrated_says_so(run: Path) -> None:
 def test_what_it_looks_at_is_shown_with_sheets_curves_and_perturbations(full: Path) -> None:
     told = page(full)
     looks = told.text("looks")
-    assert "Faithful: it is so. Heat maps by grad-cam at layer4" in looks
-    assert "hot first, mean 0.500" in looks
-    assert "Most lies in the middle." in looks
+    assert "Faithful: it is so. Of those called real: Not shown: too few. Heat maps by grad-cam at layer4" in looks
+    for curve in ("hot first, area 0.500", "as much elsewhere, area 0.650", "hot on average first, area 0.550"):
+        assert curve in looks
+    assert "may pass this check too" not in looks
+    assert "Most lies in the middle. 48 test images, 50.0 % fake" in looks
     assert "AUROC 0.705 in the mean of 2 perturbations" in looks
     assert "lowest after jpeg 30: 0.600 [0.550, 0.650]" in looks
     assert re.search(r"jpeg 30 0\.600 \[0\.550, 0\.650\] .* -0\.200 \[-0\.250, -0\.150\]", looks)
@@ -208,6 +229,18 @@ def test_what_it_looks_at_is_shown_with_sheets_curves_and_perturbations(full: Pa
     noisy = {given["data-value"] for given in told.of_class("noise", "looks")}
     assert noisy == {"0.01"}  # a change whose interval holds 0
     assert "run=" not in looks
+
+
+def test_an_explanation_of_earlier_has_one_control_less(full: Path) -> None:
+    file = full / "explanation" / "explanation.json"
+    told = json.loads(file.read_text())
+    for name in ("common", "auc_common", "difference_common", "interval_common", "by_verdict"):
+        del told["deletion"][name]
+    write(file, told)
+    looks = page(full).text("looks")
+    assert "as much elsewhere, area 0.650" in looks
+    assert "hot on average" not in looks
+    assert "A map that is hot in the middle of every picture, whatever is in it, may pass this check too." in looks
 
 
 def test_how_it_was_trained_is_told_with_curves_and_settings(run: Path) -> None:
@@ -437,6 +470,21 @@ def test_thousands_of_epochs_are_lines_without_dots(run: Path) -> None:
     told = page(run)
     assert len(told.source) < MEGABYTE
     assert "validation, epoch" not in told.text("training")
+
+
+def test_more_epochs_than_anybody_trains_are_not_drawn(run: Path) -> None:
+    (run / "metrics.csv").write_text((run / "metrics.csv").read_text() + "3,1e-4,0,0,0,0,0,0\n" * 20_000)
+    told = page(run)
+    assert len(told.source) < MEGABYTE
+    assert "metrics.csv: more than 10000 epochs" in told.text("training")
+
+
+@pytest.mark.parametrize("column", ["epoch", "val/loss"])
+@pytest.mark.parametrize("others", [-1e308, 1e308])
+def test_figures_beyond_all_bounds_have_no_chart(column: str, others: float, run: Path) -> None:
+    table = pd.read_csv(run / "metrics.csv").assign(**{column: [1e308, others, others]})
+    table.to_csv(run / "metrics.csv", index=False)
+    assert not page(run).unclosed
 
 
 def test_a_gap_in_a_curve_is_a_gap(run: Path) -> None:

@@ -1,5 +1,6 @@
 """The page of runs compared: what is best, what is noise, what failed, and where the pages of the runs are."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,12 @@ def test_every_figure_with_an_interval_has_its_whisker_on_one_axis(tmp_path: Pat
         r'<title>0\.900 \[0\.500, 0\.950\]</title>.*?class="whisker" d="M([\d.]+) 8H([\d.]+)M', page.source
     )
     assert np.allclose([float(place) for place in whisker], [6, 6 + 0.9 * 138], atol=0.1)
+
+
+def test_seconds_that_nobody_told_are_a_dash(tmp_path: Path) -> None:
+    runs = [summary("a", 0.1) | {"seconds": math.nan}, summary("b", 0.2)]
+    first, _ = rows(Page(write_sweep_page(runs, tmp_path)))
+    assert first.endswith("\N{EN DASH}")
 
 
 def links(page: Page) -> list[str]:
