@@ -57,9 +57,13 @@ def assets() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
-    """The Chromium that is installed, without a window, for tests marked `browser`."""
+    """The Chromium that is installed, without a window, for tests marked `browser`.
+
+    Not for longer than a file: what a later test forks and leaves behind would hold its pipes, and its end would never
+    come.
+    """
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None:
         pytest.skip("no Chromium: install it (Debian: apt install chromium)")
