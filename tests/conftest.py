@@ -61,8 +61,8 @@ def assets() -> Path:
 def browser() -> "Iterator[Browser]":
     """The Chromium that is installed, without a window, for tests marked `browser`.
 
-    Not for longer than a file: what a later test forks and leaves behind would hold its pipes, and its end would never
-    come.
+    Not for longer than a file: what a later test forks and leaves behind would hold the pipes of its driver, which
+    would never end.
     """
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None:
