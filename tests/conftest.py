@@ -20,8 +20,8 @@ settings.load_profile("suite")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The file that takes longest first: begun last, it would leave all processes but one without work."""
-    items.sort(key=lambda item: item.path.name != "test_sweep_faults.py")
+    """The files that take longest first: begun last, they would leave all processes but one without work."""
+    items.sort(key=lambda item: item.path.name not in ("test_sweep_faults.py", "test_security.py"))
 
 
 @pytest.fixture(autouse=True, scope="session")
