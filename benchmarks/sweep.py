@@ -4,7 +4,8 @@ A sweep that trains heads alone has to run each backbone once over every image i
 the rest is overhead. This measures both, in one run:
 
 - the whole sweep as a user starts it, `python -m deepfake.train -m model=... lr=... seed=...`, in one process, from
-  an empty output folder on to the comparison at its end; Python's start and imports count;
+  an empty output folder on to the comparison at its end; Python's start and imports count. With `--jobs 2` two jobs
+  run at a time (`hydra/launcher=joblib`), each on its share of the cores, which a pass then has too;
 - the trunk passes alone, in this process: the same rows, computed and stored in another folder from the same
   settings, with the images catalogued and prepared and the engines built before the clock starts. That these are the
   sweep's rows, no more and no fewer, is checked in the two stores.
