@@ -33,7 +33,7 @@ from deepfake.analysis.spectra import (
 from deepfake.config import SpectraConfig
 from deepfake.console import log, logging_to_terminal, named, progress, terminal
 from deepfake.data.catalog import parents, safe_csv, write_catalogue
-from deepfake.data.images import UnreadableImage, read_image
+from deepfake.data.images import UnreadableImage, read_catalogued, read_image
 from deepfake.data.prepared import Preparation, prepare, square
 from deepfake.dataset import Catalogue, catalogue, left_out, preparation, say_left_out
 from deepfake.errors import UserError
@@ -227,9 +227,7 @@ def _means(cfg: SpectraConfig, found: Catalogue, eye: _Eye) -> tuple[dict[_Key, 
             part, lost = _Both(), dict[str, str]()
             for path, sha256 in zip(chunk["path"], chunk["sha256"], strict=True):
                 try:
-                    pixels, file = read_image(found.root / path, cfg.data.max_megapixels)
-                    if file.sha256 != sha256:
-                        raise UnreadableImage("has changed since it was catalogued")
+                    pixels = read_catalogued(found.root / path, sha256, cfg.data.max_megapixels)
                     before, after = eye.powers(pixels)
                     part.before.add(before)
                     part.after.add(after)

@@ -44,7 +44,7 @@ from deepfake.console import log, logging_to_terminal, named, progress, terminal
 from deepfake.data.catalog import parents, read_catalogue, refuse_two_labels, safe_csv, write_catalogue
 from deepfake.data.datamodule import normalise
 from deepfake.data.groups import near_to
-from deepfake.data.images import UnreadableImage, read_image
+from deepfake.data.images import UnreadableImage, read_catalogued, read_image
 from deepfake.data.prepared import Preparation, PreparedImages
 from deepfake.dataset import cache_folder, catalogue
 from deepfake.errors import UserError
@@ -52,7 +52,7 @@ from deepfake.evaluation import sources
 from deepfake.evaluation.calibration import Calibration, calibrate
 from deepfake.evaluation.differences import delong, mcnemar, paired_bootstrap
 from deepfake.evaluation.metrics import INTERVALS, MEASURES, bootstrap_intervals, scores, wilson_interval
-from deepfake.files import write_json, write_text
+from deepfake.files import as_json, write_json, write_text
 from deepfake.judging import MEMBERS, Detector, Judged, Member, combination
 from deepfake.models.backbones import build_backbone
 from deepfake.models.trunk import Inference
@@ -105,10 +105,7 @@ def evaluate(cfg: EvaluateConfig) -> int:
     given = [Path(run).expanduser() for run in (cfg.run if isinstance(cfg.run, list) else [cfg.run])]
     with logging_to_terminal():
         for folder in given:
-            if not runs.is_complete(folder):
-                raise UserError(
-                    f"run={folder}: expected the folder of a complete run, found none. Train it, or name another."
-                )
+            runs.expect_complete(folder)
         if cfg.ensemble is not None:
             given = [ensemble(cfg, given)]
         images = images_to_judge(cfg, given)
@@ -207,10 +204,7 @@ def judge_images(cfg: EvaluateConfig, detector: Detector, images: Images) -> pd.
 
 
 def catalogued_pixels(images: Images, path: str, sha256: str) -> NDArray[np.uint8]:
-    pixels, file = read_image(images.root / path, images.max_megapixels)
-    if file.sha256 != sha256:
-        raise UnreadableImage("has changed since it was catalogued")
-    return pixels
+    return read_catalogued(images.root / path, sha256, images.max_megapixels)
 
 
 # ------------------------------------------------------------------------------------------------- one run's report
@@ -704,18 +698,6 @@ def _figure(value: float, interval: Interval | None = None, between: str = " ") 
 
 def _p_value(p: float) -> Text:
     return Text("< 0.001") if p < 0.001 else _figure(p)
-
-
-def as_json(value: Any) -> Any:
-    """As JSON can hold it: what is undefined is null."""
-    match value:
-        case dict():
-            return {str(key): as_json(item) for key, item in value.items()}
-        case list() | tuple():
-            return [as_json(item) for item in value]
-        case float():
-            return value if math.isfinite(value) else None
-    return value
 
 
 # ------------------------------------------------------------------------------------------------ several runs as one

@@ -1,6 +1,7 @@
 """Files that are whole or absent: a reader, or a crash, finds the old content or the new, never a part."""
 
 import json
+import math
 import os
 import threading
 from collections.abc import Iterator
@@ -61,3 +62,15 @@ def write_text(path: Path, content: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """As `write_text`; a number that is not finite is an error, for it is no JSON."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def as_json(value: Any) -> Any:
+    """As JSON can hold it: what is undefined is null."""
+    match value:
+        case dict():
+            return {str(key): as_json(item) for key, item in value.items()}
+        case list() | tuple():
+            return [as_json(item) for item in value]
+        case float():
+            return value if math.isfinite(value) else None
+    return value

@@ -23,9 +23,8 @@ from deepfake.console import interval, log, logging_to_terminal, named, say_erro
 from deepfake.data.catalog import parents, safe_csv
 from deepfake.dataset import catalogue
 from deepfake.errors import UserError
-from deepfake.evaluating import as_json
 from deepfake.evaluation.generators import ALL, ALONE, WITHOUT, WORST, Fold, generators_table, matrix, summary
-from deepfake.files import write_json, write_text
+from deepfake.files import as_json, write_json, write_text
 from deepfake.reporting.evaluation_figures import matrix_figure
 from deepfake.reporting.figures import save
 from deepfake.training import train

@@ -44,7 +44,7 @@ from deepfake.models.backbones import build_backbone
 from deepfake.models.detector import DetectorModule
 from deepfake.models.trunk import Inference
 from deepfake.models.weights import read_checkpoint
-from deepfake.runs import BEST, ENSEMBLE, is_complete
+from deepfake.runs import BEST, ENSEMBLE, expect_complete
 from deepfake.untrusted import expect_safe_environment, read_json
 
 Source = str | Path | Image.Image | np.ndarray
@@ -186,10 +186,7 @@ class Detector:
             UserError: no complete run, a checkpoint that cannot be read or does not fit, no such engine or device.
         """
         folder = Path(run).expanduser()
-        if not is_complete(folder):
-            raise UserError(
-                f"run={folder}: expected the folder of a complete run, found none. Train it, or name another."
-            )
+        expect_complete(folder)
         if tta not in TTA:
             raise UserError(f"tta={tta}: expected one of {', '.join(TTA)}.")
         where = _device(device)

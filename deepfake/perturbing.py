@@ -25,9 +25,9 @@ from deepfake.data.catalog import limit_images, safe_csv
 from deepfake.data.images import UnreadableImage
 from deepfake.data.perturbations import Perturbation, grid, perturb
 from deepfake.errors import UserError
-from deepfake.evaluating import SEEN, UNJUDGED, Images, as_json, catalogued_pixels, images_to_judge, output_folder
+from deepfake.evaluating import SEEN, UNJUDGED, Images, catalogued_pixels, images_to_judge, output_folder
 from deepfake.evaluation.robustness import BIASED, one_sided_flips, robustness_table, summary
-from deepfake.files import write_json, write_text
+from deepfake.files import as_json, write_json, write_text
 from deepfake.judging import Detector
 from deepfake.predicting import _weights
 from deepfake.reporting import board
@@ -48,10 +48,7 @@ def judge_perturbed(cfg: RobustnessConfig) -> int:
     began = time.monotonic()
     folder = Path(cfg.run).expanduser()
     with logging_to_terminal():
-        if not runs.is_complete(folder):
-            raise UserError(
-                f"run={folder}: expected the folder of a complete run, found none. Train it, or name another."
-            )
+        runs.expect_complete(folder)
         images = images_to_judge(EvaluateConfig(data=cfg.data, run=str(folder), progress=cfg.progress), [folder])
         output = output_folder(cfg.output, "robustness", folder, images, cfg.tta)
         runs.expect_writable(output, "output")

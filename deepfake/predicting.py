@@ -50,7 +50,7 @@ from deepfake.errors import UserError
 from deepfake.evaluation.metrics import bootstrap_intervals, scores
 from deepfake.evaluation.sources import by_source, summary
 from deepfake.explaining import Explainer, expect_explainable, shrunk
-from deepfake.files import write_bytes, write_json
+from deepfake.files import as_json, write_bytes, write_json
 from deepfake.judging import Detector, Judged
 from deepfake.reporting.evaluation_figures import mistakes_sheet
 from deepfake.reporting.figures import save
@@ -192,7 +192,7 @@ def _as_rows(
         "margin": [each.margin for each in judged],
         "known": [each.known for each in asked],
     }
-    return [_finite(dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
+    return [as_json(dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
 
 
 def _known(folder: Path) -> frozenset[str]:
@@ -576,7 +576,7 @@ def _score(rows: Iterator[dict[str, Any]], root: Path, file: Path, cfg: PredictC
     sources = by_source(table, threshold, resamples=resamples)
     write_json(
         file,
-        _finite(
+        as_json(
             {
                 "run": str(Path(cfg.run).expanduser()),
                 "threshold": {"name": cfg.threshold, "value": threshold, "origin": _origin(cfg.threshold)},
@@ -673,15 +673,3 @@ def _figure(value: float) -> str:
 
 def _interval(low: float, high: float) -> str:
     return f"{low:.3f} to {high:.3f}" if math.isfinite(low) else "\N{EN DASH}"
-
-
-def _finite(value: Any) -> Any:
-    """With None for what is not a finite number, which JSON has not."""
-    match value:
-        case dict():
-            return {key: _finite(inner) for key, inner in value.items()}
-        case list():
-            return [_finite(inner) for inner in value]
-        case float() if not math.isfinite(value):
-            return None
-    return value

@@ -34,7 +34,6 @@ from deepfake.evaluating import (
     SEEN,
     UNJUDGED,
     Images,
-    as_json,
     catalogued_pixels,
     images_to_judge,
     judge_images,
@@ -43,7 +42,7 @@ from deepfake.evaluating import (
 )  # fmt: skip
 from deepfake.evaluation.metrics import bootstrap_intervals, scores
 from deepfake.explaining import Explainer, part_of, shrunk
-from deepfake.files import write_json
+from deepfake.files import as_json, write_json
 from deepfake.judging import Detector
 from deepfake.reporting import board
 from deepfake.reporting.evaluation_figures import mistakes_sheet
@@ -72,10 +71,7 @@ def explain(cfg: ExplainConfig) -> int:
     began = time.monotonic()
     folder = Path(cfg.run).expanduser()
     with logging_to_terminal():
-        if not runs.is_complete(folder):
-            raise UserError(
-                f"run={folder}: expected the folder of a complete run, found none. Train it, or name another."
-            )
+        runs.expect_complete(folder)
         asked = EvaluateConfig(
             data=cfg.data, run=str(folder), threshold=cfg.threshold, batch_size=cfg.batch_size, progress=cfg.progress
         )

@@ -26,7 +26,7 @@ from torch import Tensor
 from deepfake.analysis.spectra import decibel, gray, power_spectrum, radial_profile
 from deepfake.console import log, progress
 from deepfake.data.catalog import read_catalogue
-from deepfake.data.images import UnreadableImage, read_image
+from deepfake.data.images import UnreadableImage, read_catalogued
 from deepfake.data.prepared import prepare, square
 from deepfake.errors import UserError
 from deepfake.files import write_bytes
@@ -229,10 +229,7 @@ def _made(run: Path, members: Sequence[Member], images: int, engine: str, show: 
     table, root, max_megapixels = _images(run)
 
     def read(path: str, sha256: str) -> Pixels:
-        pixels, file = read_image(root / path, max_megapixels)
-        if file.sha256 != sha256:
-            raise UnreadableImage("has changed since it was catalogued")
-        return pixels
+        return read_catalogued(root / path, sha256, max_megapixels)
 
     wanted = [_some(table[(table["split"] == part) & (table["sha256"] != "")], images) for part in ("train", "val")]
     networks = [

@@ -66,6 +66,18 @@ def is_complete(folder: Path) -> bool:
     return read_status(folder) == "complete"
 
 
+def expect_complete(folder: Path) -> None:
+    """Refuse a folder that a command was given as that of a finished run.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not is_complete(folder):
+        raise UserError(
+            f"run={folder}: expected the folder of a complete run, found none. Train it, or name another."
+        )
+
+
 def read_status(folder: Path) -> str | None:
     """running, stopped, failed, complete, or None where there is no readable status."""
     try:

@@ -100,6 +100,18 @@ def read_image(path: Path, max_megapixels: float = 64.0) -> tuple[np.ndarray, Im
     return decode_image(read_content(path), path.suffix, max_megapixels)
 
 
+def read_catalogued(path: Path, sha256: str, max_megapixels: float) -> np.ndarray:
+    """Pixels, as `read_image` gives them, of a file that is still what a catalogue says.
+
+    Raises:
+        UnreadableImage: as `read_image`; also where its content has another sha256.
+    """
+    pixels, file = read_image(path, max_megapixels)
+    if file.sha256 != sha256:
+        raise UnreadableImage("has changed since it was catalogued")
+    return pixels
+
+
 def read_content(path: Path) -> bytes:
     """All bytes of a file.
 

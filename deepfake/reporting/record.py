@@ -1,6 +1,5 @@
 """What a finished run leaves in its folder: inputs, predictions, figures of the best checkpoint, summary."""
 
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from deepfake.data.catalog import read_catalogue, safe_csv, write_catalogue
 from deepfake.errors import UserError
 from deepfake.evaluation.calibration import Calibration
 from deepfake.evaluation.metrics import bootstrap_intervals, scores
-from deepfake.files import write_json, write_text
+from deepfake.files import as_json, write_json, write_text
 from deepfake.models.backbones import Backbone
 from deepfake.models.freezing import Freezing
 from deepfake.reporting import board, figures
@@ -139,7 +138,7 @@ def summary(
 
 def write_summary(folder: Path, content: dict[str, Any]) -> None:
     """summary.json, which every later command reads."""
-    write_json(folder / runs.SUMMARY, _without_nan(content))
+    write_json(folder / runs.SUMMARY, as_json(content))
 
 
 def log_final(folder: Path, cfg: TrainConfig, content: dict[str, Any], pictures: dict[str, bytes]) -> None:
@@ -171,12 +170,3 @@ def log_final(folder: Path, cfg: TrainConfig, content: dict[str, Any], pictures:
 
 def _counts(verdict: dict[str, Any]) -> NDArray[np.int64]:
     return np.array([[verdict["tn"], verdict["fp"]], [verdict["fn"], verdict["tp"]]], dtype=np.int64)
-
-
-def _without_nan(value: Any) -> Any:
-    """NaN is no JSON: what is undefined is null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
