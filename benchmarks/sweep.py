@@ -4,15 +4,15 @@ A sweep that trains heads alone has to run each backbone once over every image i
 the rest is overhead. This measures both, in one run:
 
 - the whole sweep as a user starts it, `python -m deepfake.train -m model=... lr=... seed=...`, in one process, from
-  an empty output folder on to the comparison at its end; Python's start and imports count. With `--jobs 2` two jobs
-  run at a time (`hydra/launcher=joblib`), each on its share of the cores, which a pass then has too;
+  an empty output folder on to the comparison at its end; Python's start and imports count. With `--jobs 1 2` another
+  sweep follows whose jobs run two at a time (`hydra/launcher=joblib`): a core for each, and all of them for a pass;
 - the trunk passes alone, in this process: the same rows, computed and stored in another folder from the same
   settings, with the images catalogued and prepared and the engines built before the clock starts. That these are the
   sweep's rows, no more and no fewer, is checked in the two stores.
 
 Each backbone has one set of random weights in a file, as `model.weights=FILE` takes it, and every job shows the same
 views, so that all learning rates and seeds share its passes. Early stopping is off. The images are drawn before.
-Every repeat measures both in turn, so that a slow moment hits both; a ratio is of one repeat. The overhead is mostly
+Every repeat measures all in turn, so that a slow moment hits all; a ratio is of one repeat. The overhead is mostly
 so much a job, whatever the number of images: fewer images make the ratio worse. `--images 445` is the study's size.
 Further settings are given as to `deepfake.train`, such as `views=4` or `augment=none`.
 """
@@ -63,26 +63,25 @@ _Rows = set[tuple[str, str, str]]  # (what makes it, view, image)
 class Measured(NamedTuple):
     """One repeat."""
 
-    sweep: float  # seconds
-    shares: dict[str, float]  # of it, seconds
+    sweeps: dict[int, float]  # with so many jobs at a time, seconds
+    shares: dict[str, float]  # of the one with a job at a time, seconds
     passes: dict[str, float]  # of each backbone, seconds
     rows: int  # of all backbones
 
-    @property
-    def ratio(self) -> float:
-        return self.sweep / sum(self.passes.values())
+    def ratio(self, jobs: int) -> float:
+        return self.sweeps[jobs] / sum(self.passes.values())
 
 
 def main() -> None:
     """Measure, print one line for each repeat, and in the end the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5, help="of both, in turn; the median counts (5)")
+    parser.add_argument("--repeats", type=int, default=5, help="of all, in turn; the median counts (5)")
     parser.add_argument("--models", default="resnet18,efficientnet,densenet121,vit", help="choices of model=")
     parser.add_argument("--lrs", default="1e-4,3e-4,1e-3,3e-3,1e-2", help="learning rates")
     parser.add_argument("--seeds", default="0,1,2", help="seeds")
     parser.add_argument("--images", type=int, default=1667, help="of each of the six built-in sources (1667)")
     parser.add_argument("--size", type=int, default=256, help="pixels of the built-in images (256)")
-    parser.add_argument("--jobs", type=int, default=1, help="at a time, by joblib (1)")
+    parser.add_argument("--jobs", type=int, nargs="+", default=[1], help="at a time, a sweep for each number (1)")
     parser.add_argument("settings", nargs="*", help="further ones of deepfake.train, NAME=VALUE")
     options = parser.parse_intermixed_args()
     warnings.simplefilter("ignore")
@@ -94,7 +93,9 @@ def main() -> None:
         for repeat in range(options.repeats):
             found = _measure(faces, weights, Path(folder, str(repeat)), options)
             seconds = sum(found.passes.values())
-            print(f"sweep {found.sweep:.1f} s, trunk passes {seconds:.1f} s, ratio {found.ratio:.2f}", flush=True)
+            for jobs, sweep in found.sweeps.items():
+                told = f"{jobs} at a time {sweep:.1f} s, trunk passes {seconds:.1f} s, ratio {found.ratio(jobs):.2f}"
+                print(told, flush=True)
             measured.append(found)
     _print(measured, options)
 
@@ -113,22 +114,25 @@ def _measure(faces: Path, weights: str, folder: Path, options: argparse.Namespac
     common = [
         f"data.root={faces}", weights, "patience=null", "trainer.progress=false", *options.settings,
     ]  # fmt: skip
-    swept, passed = folder / "sweep", folder / "passes"
     chosen = [f"model={options.models}", f"lr={options.lrs}", f"seed={options.seeds}"]
-    if options.jobs > 1:
-        chosen += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={options.jobs}"]
-    sweep = _seconds_of_sweep([*chosen, *common, f"output_dir={swept}"])
+    sweeps = {}
+    for jobs in options.jobs:
+        beside = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}"] if jobs > 1 else []
+        sweeps[jobs] = _seconds_of_sweep([*chosen, *common, *beside, f"output_dir={folder / f'sweep{jobs}'}"])
+    passed = folder / "passes"
     passes: dict[str, float] = {}
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         for model in options.models.split(","):
             settings = [f"model={model}", *common, f"output_dir={passed}"]
             passes[model] = _seconds_of_passes(parse_train(compose("train", settings)))
-    rows, of_sweep = _stored(passed), _stored(swept)
-    if rows != of_sweep:
-        sys.exit(
-            f"the sweep stored {len(of_sweep)} rows, the passes {len(rows)}, {len(rows & of_sweep)} of them in both"
-        )
-    return Measured(sweep, _shares(swept, sweep), passes, len(rows))
+    rows = _stored(passed)
+    for jobs in sweeps:
+        if rows != (of_sweep := _stored(folder / f"sweep{jobs}")):
+            sys.exit(
+                f"the sweep stored {len(of_sweep)} rows, the passes {len(rows)}, {len(rows & of_sweep)} of them in both"
+            )
+    shares = _shares(folder / "sweep1", sweeps[1]) if 1 in sweeps else {}
+    return Measured(sweeps, shares, passes, len(rows))
 
 
 def _seconds_of_sweep(settings: Sequence[str]) -> float:
@@ -190,17 +194,19 @@ def _print(measured: Sequence[Measured], options: argparse.Namespace) -> None:
     table = Table(
         "seconds", "median (lowest to highest)",
         title=f"{counts[0]} backbones x {counts[1]} learning rates x {counts[2]} seeds, {6 * options.images} images, "
-        f"{options.jobs} at a time, {torch.get_num_threads()} threads, "
+        f"{torch.get_num_threads()} threads, "
         f"{' '.join(environment()['gpus']) or 'no GPU'}, {len(measured)} repeats",
     )  # fmt: skip
-    table.add_row("the whole sweep", _spread([m.sweep for m in measured], ".1f"))
-    for share in SHARES if options.jobs == 1 else ():  # what runs side by side adds up to more than the whole
-        table.add_row(f"  {share}", _spread([m.shares[share] for m in measured], ".1f"))
+    for jobs in options.jobs:
+        table.add_row(f"the whole sweep, {jobs} at a time", _spread([m.sweeps[jobs] for m in measured], ".1f"))
+        for share in measured[0].shares if jobs == 1 else ():  # what runs side by side adds up to more than the whole
+            table.add_row(f"  {share}", _spread([m.shares[share] for m in measured], ".1f"))
     passes = [sum(m.passes.values()) for m in measured]
     table.add_row(f"the trunk passes alone, {measured[0].rows:,} rows", _spread(passes, ".1f"))
     for model in measured[0].passes:
         table.add_row(f"  {model}", _spread([m.passes[model] for m in measured], ".1f"))
-    table.add_row("sweep / trunk passes", _spread([m.ratio for m in measured], ".2f"))
+    for jobs in options.jobs:
+        table.add_row(f"sweep / trunk passes, {jobs} at a time", _spread([m.ratio(jobs) for m in measured], ".2f"))
     terminal().print(table)
 
 

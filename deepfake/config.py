@@ -123,6 +123,7 @@ class TrunkConfig:
     engine: str = "auto"  # auto | eager | compile | onnxruntime | openvino
     precision: str = "auto"  # auto | float32 | bfloat16
     keep: list[int] = field(default_factory=list)  # values of `unfreeze` whose trunk output is stored too
+    threads: int | None = None  # of a pass; None: as many as PyTorch takes
 
 
 @dataclass
@@ -670,6 +671,7 @@ def _check(c: TrainConfig) -> None:
         "float32 there, for it has no convolution of bfloat16 for the processor",
     )
     _expect(all(n >= 0 for n in c.trunk.keep), f"trunk.keep={c.trunk.keep}", "values of unfreeze: [0,2]")
+    _expect(c.trunk.threads is None or c.trunk.threads >= 1, f"trunk.threads={c.trunk.threads}", "1 or more, or null")
     _expect(c.cache in ("auto", "off"), f"cache={c.cache}", "auto or off")
     _expect(_finite(c.cache_max_gb), f"cache_max_gb={c.cache_max_gb}", "a number of gigabytes above 0")
     _expect(c.audit in ("warn", "strict", "off"), f"audit={c.audit}", "warn, strict or off")

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,15 @@ def in_turn(lock: BaseFileLock, waiting: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def in_turn_where_possible(lock: BaseFileLock, waiting: str) -> Iterator[None]:
+    """As `in_turn`, for what several may do at once, each for itself: where no lock can be had, so they do."""
+    with ExitStack() as held:
+        with suppress(OSError, NotImplementedError):
+            held.enter_context(in_turn(lock, waiting))
+        yield
 
 
 def interval(row: Mapping[Any, Any], name: str, digits: str = ".3f") -> str:

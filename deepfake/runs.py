@@ -28,7 +28,7 @@ _INCIDENTAL = {
     "": ("output_dir", "name", "force", "resume", "logger", "cache", "cache_max_gb", "audit"),
     "data": ("cache", "workers"),
     "trainer": ("name", "progress", "strategy"),
-    "trunk": ("keep",),
+    "trunk": ("keep", "threads"),
 }
 
 _PACKAGES = (

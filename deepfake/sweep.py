@@ -9,6 +9,7 @@ A sweep's jobs know of each other in one thing: the first that runs a trunk keep
 
 import json
 import math
+import os
 import shutil
 import signal
 import sys
@@ -43,9 +44,11 @@ from deepfake.signals import Stopped, Stopping
 from deepfake.worker import Died, Worker
 
 _JOBS = "jobs"  # folder in the sweep's: one file a job, so that it works whatever process ran the job
-_PLAN = "plan.json"  # beside it: what each job will be, and the networks of all: which, and what of them trains
+_PLAN = "plan.json"  # beside it: what each job will be; the networks of all: which, and what of them trains; threads
 _LOCK = ".lock"  # beside it: held while the sweep runs
+_NO_PLAN: dict[str, Any] = {"jobs": [], "networks": [], "threads": None}
 _DECIDING = ("experiment", "model", "unfreeze")  # settings that say which network trains how far
+_SIDE_BY_SIDE = "JoblibLauncher"  # gives each job its share of the cores
 _NOT_RUN = "not run"
 
 
@@ -92,7 +95,10 @@ def job(composed: DictConfig) -> float:
         write_json(record, entry)
         terminal(stderr=True).rule(named(f"job {hydra_cfg.job.num}: {overrides}"), align="left")
         cfg = parse_train(composed)
-        cfg.trunk.keep = _kept_for_others(cfg, Path(hydra_cfg.sweep.dir))
+        plan = _read_plan(Path(hydra_cfg.sweep.dir))
+        cfg.trunk.keep = _kept_for_others(cfg, plan["networks"])
+        if hydra_cfg.launcher._target_.endswith(_SIDE_BY_SIDE):
+            cfg.trunk.threads = cfg.trunk.threads or plan["threads"]
         if not hydra_cfg.launcher._target_.endswith(BasicLauncher.__name__):
             cfg.trainer.progress = False  # the bars of several jobs would write over each other
         entry["run"] = str(run_folder(cfg))
@@ -245,8 +251,9 @@ def _end_worker() -> None:
 def _plan(config: DictConfig) -> dict[str, Any]:
     """The overrides of each job, and network and `unfreeze`, each pair once; none of a sweeper that decides later."""
     sweeper = config.hydra.sweeper
+    plan: dict[str, Any] = _NO_PLAN | {"threads": _cores()}
     if not sweeper._target_.endswith(BasicSweeper.__name__):
-        return {"jobs": [], "networks": []}
+        return plan
     loader = GlobalHydra.instance().config_loader()
     params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides([*params, *config.hydra.overrides.task])
@@ -259,20 +266,26 @@ def _plan(config: DictConfig) -> dict[str, Any]:
             composed = loader.load_sweep_config(config, list(choices))
             cfg = parse_train(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
             networks.append({"model": asdict(cfg.model), "unfreeze": cfg.unfreeze})
-    return {"jobs": [" ".join(job) for job in jobs], "networks": networks}
+    return plan | {"jobs": [" ".join(job) for job in jobs], "networks": networks}
+
+
+def _cores() -> int:
+    """As many as this command may use; its jobs side by side are each given fewer."""
+    with suppress(KeyError, ValueError):
+        return max(1, int(os.environ["OMP_NUM_THREADS"]))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _read_plan(folder: Path) -> dict[str, Any]:
     try:
         plan: dict[str, Any] = json.loads((folder / _PLAN).read_text())
     except OSError:
-        return {"jobs": [], "networks": []}
+        return _NO_PLAN
     return plan
 
 
-def _kept_for_others(cfg: TrainConfig, folder: Path) -> list[int]:
+def _kept_for_others(cfg: TrainConfig, networks: Sequence[dict[str, Any]]) -> list[int]:
     """The values of `unfreeze` that other jobs of this sweep have for the same network."""
-    networks = _read_plan(folder)["networks"]
     others = {network["unfreeze"] for network in networks if network["model"] == asdict(cfg.model)}
     return sorted({*cfg.trunk.keep, *(n for n in others if isinstance(n, int))})
 

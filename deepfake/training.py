@@ -2,11 +2,12 @@
 
 import errno
 import logging
+import os
 import re
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import lightning as L
 import pandas as pd
 import torch
+from filelock import FileLock
 from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
@@ -22,7 +24,14 @@ from deepfake import runs
 from deepfake.analysis.audit import report
 from deepfake.checkpoints import Keeper, drop_previous, is_whole, read_last, write_checkpoint
 from deepfake.config import PlateauConfig, TrainConfig
-from deepfake.console import log, logging_to_file, logging_to_terminal, progress, remembering
+from deepfake.console import (
+    in_turn_where_possible,
+    log,
+    logging_to_file,
+    logging_to_terminal,
+    progress,
+    remembering,
+)
 from deepfake.data.augment import Augmentation
 from deepfake.data.datamodule import FaceDataModule
 from deepfake.data.device_augment import supported
@@ -331,7 +340,12 @@ def data_module(
     """
     data = _loaders(cfg, found, how, detector, device)
     rows = data.unprepared()
-    with progress("preparing images", len(rows), cfg.trainer.progress) as advance:
+    with ExitStack() as held:
+        if data.images.folder is not None and len(rows):
+            lock = FileLock(data.images.folder.with_name(f"{data.images.folder.name}.lock"))
+            held.enter_context(in_turn_where_possible(lock, "another run prepares images"))
+            rows = data.unprepared()
+        advance = held.enter_context(progress("preparing images", len(rows), cfg.trainer.progress))
         unusable = data.prepare(rows, advance)
     if len(unusable):
         table = left_out(found.table, unusable)
@@ -393,7 +407,8 @@ def _run_trunk_once(
     trunk = detector.trunk = Trunk(detector.backbone, depths, cfg.trunk.engine, cfg.trunk.precision, device)
     if cfg.cache == "auto":
         root = Path(cfg.data.cache.dir).expanduser() / "trunk"
-        data.provider = StoredTrunk(trunk, root, cfg.cache_max_gb, cfg.epochs, cfg.trainer.progress).rows
+        stored = StoredTrunk(trunk, root, cfg.cache_max_gb, cfg.epochs, cfg.trainer.progress, cfg.trunk.threads)
+        data.provider = stored.rows
     return trunk
 
 
@@ -411,6 +426,10 @@ def _fit(
         UserError: the loss is no finite number; the best epoch so far is written.
         Stopped: the user or the system stopped it.
     """
+    if not torch.cuda.is_available():
+        # Adam asks for a graphics card at every step. Lightning has PyTorch ask the driver's own library, and where
+        # there is none, looking for it takes as long as the rest of a classifier's step.
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
     callbacks: list[L.Callback] = [keeper] if ranks.rank else [keeper.recorder, keeper]
     if cfg.patience is not None:
         callbacks.append(EarlyStopping(detector.monitor, mode=detector.mode, patience=cfg.patience))

@@ -24,7 +24,7 @@ INCIDENTAL = {
     "output_dir", "name", "force", "resume", "cache", "cache_max_gb", "audit", "logger.name", "logger.tensorboard",
     "logger.image_grid",
     "data.cache.enabled", "data.cache.dir", "data.cache.max_gb", "data.workers", "trainer.name", "trainer.progress",
-    "trainer.strategy", "trunk.keep",
+    "trainer.strategy", "trunk.keep", "trunk.threads",
 }  # fmt: skip
 
 

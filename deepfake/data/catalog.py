@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import pandas as pd
+from filelock import FileLock
 
-from deepfake.console import log
+from deepfake.console import in_turn_where_possible, log
 from deepfake.data.images import UnreachableImage, UnreadableImage, decode_image, perceptual_hash, read_content
 from deepfake.data.split import unit_hash
 from deepfake.errors import UserError
@@ -86,8 +87,12 @@ def scan(
         finally:
             advance()
 
+    held = contextlib.ExitStack()
     try:
         rows = known.unchanged(files)
+        if cache is not None and None in rows:  # jobs that begin at once shall not all read what one can for them
+            held.enter_context(in_turn_where_possible(FileLock(cache / "catalogue.lock"), "another run reads images"))
+            rows = known.unchanged(files)
         missing = [place for place, row in enumerate(rows) if row is None]
         for _ in range(len(files) - len(missing)):
             advance()
@@ -100,6 +105,7 @@ def scan(
                 for place, seen in zip(places, looks, strict=True):
                     rows[place] = (seen.sha256, *seen.facts)
     finally:
+        held.close()
         known.close()
 
     found = pd.DataFrame(rows, columns=["sha256", *_FACTS], index=table.index)
@@ -217,6 +223,7 @@ class _Known:
                 if (identity := _identity(file))
             )
             database.execute("BEGIN")
+            database.execute("DELETE FROM wanted")
             database.executemany("INSERT INTO wanted VALUES (?, ?, ?, ?, ?, ?)", wanted)
             database.execute("COMMIT")
             rows: list[_Row | None] = [None] * len(files)

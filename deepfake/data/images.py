@@ -209,7 +209,7 @@ def _decode(image: Image.Image, content: bytes, suffix: str, max_megapixels: flo
         reasons.append("transparent pixels, shown white")
     if min(width, height) < _MIN_SIDE:
         reasons.append(f"{width} x {height} pixels, smaller than {_MIN_SIDE} on a side")
-    if cv2.meanStdDev(pixels)[1].max() < _FLAT:
+    if _is_flat(pixels):
         reasons.append("all pixels are of nearly one colour")
 
     file = ImageFile(
@@ -224,6 +224,14 @@ def _decode(image: Image.Image, content: bytes, suffix: str, max_megapixels: flo
         reason="; ".join(reasons),
     )
     return pixels, file
+
+
+def _is_flat(pixels: np.ndarray) -> bool:
+    # Squares about their mean in every 16th row alone are no more than those of all rows: most often they will do.
+    rows = pixels[::16]
+    if len(rows) * cv2.meanStdDev(rows)[1].max() ** 2 >= len(pixels) * _FLAT**2:
+        return False
+    return bool(cv2.meanStdDev(pixels)[1].max() < _FLAT)
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
@@ -276,7 +284,7 @@ def _to_rgb(image: Image.Image) -> tuple[np.ndarray, bool]:
         canvas = Image.new("RGBA", layered.size, (*BACKGROUND, 255))
         transparent = layered.getchannel("A").getextrema() != (255, 255)
         return np.asarray(Image.alpha_composite(canvas, layered).convert("RGB")), transparent
-    return np.asarray(image.convert("RGB")), False
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB")), False
 
 
 # The luminance table of the JPEG standard (ITU-T T.81, annex K.1), row by row, and what libjpeg makes of it for each

@@ -16,6 +16,7 @@ from deepfake.errors import UserError
 from deepfake.evaluation.metrics import confusion, metric_collection
 from deepfake.models.backbones import Backbone
 from deepfake.models.batchnorm import WholeBatch
+from deepfake.models.engines import threads
 from deepfake.models.freezing import freeze, is_member
 from deepfake.models.store import restored
 from deepfake.ranks import Ranks
@@ -106,6 +107,13 @@ class DetectorModule(L.LightningModule):
         self._draw_anew()
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        # What a classifier computes of one batch of rows is too little to share: other threads only cost time.
+        with threads(1 if self._apart and "features" in batch else None):
+            self._step_through(batch, batch_idx)
+        if self.trainer.is_last_batch:
+            self._measure("train")
+
+    def _step_through(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         optimizer: Any = self.optimizers()
         inputs, start = self._inputs(batch)
         losses: list[Tensor] = []
@@ -128,8 +136,6 @@ class DetectorModule(L.LightningModule):
                 if not (self.trainer.is_last_batch and piece.stop in (None, len(batch["label"]))):
                     self._leave_here(losses, batch_idx)
         self._expect_finite(losses, batch_idx)
-        if self.trainer.is_last_batch:
-            self._measure("train")
 
     def _leave_here(self, losses: list[Tensor], batch_idx: int) -> None:
         try:

@@ -7,12 +7,13 @@ warning: a run then takes longer and comes to the same result.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import importlib.util
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -91,6 +92,17 @@ def planned(name: str, precision: str, device: torch.device) -> tuple[str, str]:
         order = _FASTEST_FIRST[precision] if device.type == "cpu" else ()
         return next((name for name in order if not _missing(name)), "eager"), precision
     return _checked_name(name, device), precision
+
+
+@contextlib.contextmanager
+def threads(number: int | None) -> Iterator[None]:
+    """So many threads for PyTorch, and for the engines that are built meanwhile; None: as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def versions(name: str) -> list[str]:

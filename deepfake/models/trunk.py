@@ -22,7 +22,7 @@ from deepfake.config import ENGINES, PRECISIONS
 from deepfake.console import in_turn, log, progress
 from deepfake.files import write_json
 from deepfake.models.backbones import Backbone
-from deepfake.models.engines import Engine, build_engine, planned, versions
+from deepfake.models.engines import Engine, build_engine, planned, threads, versions
 from deepfake.models.freezing import freeze
 from deepfake.models.store import StoredRows, TrunkStore
 
@@ -196,10 +196,14 @@ class StoredTrunk:
         max_gb: of all of them, see `TrunkStore`.
         epochs: at most, for the estimate of the store's size.
         show: whether to show a bar.
+        threads: of a pass over images; None: as many as PyTorch takes for all else.
     """
 
-    def __init__(self, trunk: Trunk, root: Path, max_gb: float, epochs: int, show: bool) -> None:
+    def __init__(
+        self, trunk: Trunk, root: Path, max_gb: float, epochs: int, show: bool, threads: int | None = None
+    ) -> None:
         self.trunk, self.root, self.max_gb, self.epochs, self.show = trunk, root, max_gb, epochs, show
+        self.threads = threads
         self._stores: dict[int, TrunkStore] = {}
         self._needed: set[Path] = set()  # none of them makes room by what another of them needs
         self._on: bool | None = None  # not known before the first rows are wanted
@@ -295,20 +299,12 @@ class StoredTrunk:
         own = self.trunk.backbone.trunk_depth
         rows = self._stores[own].find(images, key)
         if self._filling and len(rows.missing):
-            sample = next(iter(data.image_batches(part, data.view(epoch), range(min(data.batch_size, len(images))))))
-            hoped = self.trunk.engine, self.trunk.precision
-            self.trunk.build(self._on_device(data, sample))
-            if (self.trunk.engine, self.trunk.precision) != hoped:
-                if self.trunk.lasting:  # then the next run need not build this one to find that out
-                    instead = {"engine": self.trunk.engine, "precision": self.trunk.precision}
-                    write_json(self._stores[own].folder / _INSTEAD, instead)
-                # What another engine makes stands elsewhere, and takes other room.
-                self._on = self._fits_somehow(data)
-                if not self._on:
-                    return None
-            self._stores = self._named()
             try:
-                self._fill(data, part, epoch, key, images)
+                with threads(self.threads), contextlib.ExitStack() as turn:
+                    self._take_turn(turn)
+                    still = len(self._stores[own].find(images, key).missing)
+                    if still and not self._make(data, part, epoch, key, images, turn):
+                        return None
             except OSError as error:
                 self._filling = False
                 self._go_on_without(error)
@@ -318,22 +314,46 @@ class StoredTrunk:
                 log.warning("trunk output of this epoch was deleted just now: the epoch goes on without.")
         return None if len(rows.missing) else rows
 
+    def _take_turn(self, turn: contextlib.ExitStack) -> None:
+        """One run at a time: another that needs the same rows waits for them instead of computing them too."""
+        # The shallowest first in every run, so that no two wait for each other.
+        for store in self._stores.values():
+            turn.enter_context(in_turn(store.alone(), "trunk      another run computes with this network"))
+
+    def _make(
+        self, data: Any, part: str, epoch: int, key: Any, images: Sequence[str], turn: contextlib.ExitStack
+    ) -> bool:
+        """Compute and store what is missing. False: the run goes on without."""
+        sample = next(iter(data.image_batches(part, data.view(epoch), range(min(data.batch_size, len(images))))))
+        hoped = self.trunk.engine, self.trunk.precision
+        self.trunk.build(self._on_device(data, sample))
+        if (self.trunk.engine, self.trunk.precision) != hoped:
+            if self.trunk.lasting:  # then the next run need not build this one to find that out
+                instead = {"engine": self.trunk.engine, "precision": self.trunk.precision}
+                write_json(self._stores[self.trunk.backbone.trunk_depth].folder / _INSTEAD, instead)
+            # What another engine makes stands elsewhere, and takes other room.
+            turn.close()
+            self._on = self._fits_somehow(data)
+            if not self._on:
+                return False
+            self._stores = self._named()
+            self._take_turn(turn)
+        self._stores = {depth: self._stores[depth] for depth in self.trunk.depths}  # some may not go with the engine
+        self._fill(data, part, epoch, key, images)
+        return True
+
     def _fill(self, data: Any, part: str, epoch: int, key: Any, images: Sequence[str]) -> None:
         """Compute and store what is missing, at every depth."""
+        missing = {
+            depth: {images[place] for place in store.find(images, key).missing.tolist()}
+            for depth, store in self._stores.items()
+        }
+        # Equal files have one row.
+        first = {image: place for place, image in reversed(list(enumerate(images)))}
+        places = sorted(first[image] for image in set().union(*missing.values()))
+        batches = data.image_batches(part, data.view(epoch), places)
+        what = f"trunk, {part} view {data.view(epoch)}"
         with contextlib.ExitStack() as stack:
-            # One run at a time: another that needs the same rows waits for them instead of computing them too. The
-            # shallowest first in every run, so that no two wait for each other.
-            for store in self._stores.values():
-                stack.enter_context(in_turn(store.alone(), "trunk      another run computes with this network"))
-            missing = {
-                depth: {images[place] for place in store.find(images, key).missing.tolist()}
-                for depth, store in self._stores.items()
-            }
-            # Equal files have one row.
-            first = {image: place for place, image in reversed(list(enumerate(images)))}
-            places = sorted(first[image] for image in set().union(*missing.values()))
-            batches = data.image_batches(part, data.view(epoch), places)
-            what = f"trunk, {part} view {data.view(epoch)}"
             advance = stack.enter_context(progress(what, len(batches), self.show))
             append = {d: stack.enter_context(store.filling(key)) for d, store in self._stores.items()}
             for batch in batches:
