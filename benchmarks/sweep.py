@@ -127,10 +127,10 @@ def _measure(faces: Path, weights: str, folder: Path, options: argparse.Namespac
             passes[model] = _seconds_of_passes(parse_train(compose("train", settings)))
     rows = _stored(passed)
     for jobs in sweeps:
-        if rows != (of_sweep := _stored(folder / f"sweep{jobs}")):
-            sys.exit(
-                f"the sweep stored {len(of_sweep)} rows, the passes {len(rows)}, {len(rows & of_sweep)} of them in both"
-            )
+        swept = _stored(folder / f"sweep{jobs}")
+        if rows != swept:
+            both = len(rows & swept)
+            sys.exit(f"the sweep stored {len(swept)} rows, the passes {len(rows)}, {both} of them in both")
     shares = _shares(folder / "sweep1", sweeps[1]) if 1 in sweeps else {}
     return Measured(sweeps, shares, passes, len(rows))
 

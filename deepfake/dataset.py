@@ -33,8 +33,8 @@ def catalogue(data: DataConfig, show: bool = True, split: bool = True) -> Catalo
     Args:
         data: checked settings.
         show: a progress bar while files are read.
-        split: False is for images that no one is going to train on: parts are left as they are given, and one class
-            is enough.
+        split: False is for images that no one is going to train on: groups and parts are left as they are given, and
+            one class is enough.
 
     Raises:
         UserError: no data, or settings that do not fit it.
@@ -45,10 +45,10 @@ def catalogue(data: DataConfig, show: bool = True, split: bool = True) -> Catalo
     found = limit_images(found, data.limit)
     with progress("reading images", len(found), show) as advance:
         table = scan(found, root, data.max_megapixels, cache_folder(data), advance)
-    table["group"] = assign_groups(table, data.group)
     given = bool((table["split"] != "").any())
     if not split:
         return Catalogue(table, root, given)
+    table["group"] = assign_groups(table, data.group)
     if cut := cut_out(table):
         log.warning("the given split has no part %s: cut out of the given training part", " and ".join(cut))
     table["split"] = assign_parts(table, data.fractions, data.split_seed, data.hold_out)

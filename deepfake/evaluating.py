@@ -364,9 +364,9 @@ def _figures(
         "reliability": drawn.reliability_figure(labels, expit(judged["margin"].to_numpy()), p, of),
         "scores": drawn.score_histograms(judged, of, stored, detector.calibration.band),
         "confusion": confusion_figure(counts, f"{len(judged):,} images, P(fake) > {chosen['value']:.3f}"),
-        "mistakes": _mistakes(cfg.mistakes, of, judged, images),
     }
-    return {name: save(figure, folder / f"{name}.png") for name, figure in figures.items()}
+    pictures = {name: save(figure, folder / f"{name}.png") for name, figure in figures.items()}
+    return pictures | {"mistakes": save(_mistakes(cfg.mistakes, of, judged, images), folder / "mistakes.jpg")}
 
 
 def _mistakes(most: int, of: str, judged: pd.DataFrame, images: Images) -> Any:

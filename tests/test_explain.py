@@ -274,8 +274,8 @@ def test_sheets_hold_the_most_confident_of_each_kind(
     names, title = sheets[number]
     assert names == [Path(path).name for path in expected]
     assert title.startswith(f"The {len(names)} most confident of {len(rows):,} ")
-    assert told(report)["sheets"][kind] == {"file": f"figures/{kind}.png", "shown": len(names), "of": len(rows)}
-    with Image.open(report / "figures" / f"{kind}.png") as picture:
+    assert told(report)["sheets"][kind] == {"file": f"figures/{kind}.jpg", "shown": len(names), "of": len(rows)}
+    with Image.open(report / "figures" / f"{kind}.jpg") as picture:
         assert picture.width > 400
 
 

@@ -211,6 +211,20 @@ def test_a_sweep_that_begins_in_the_folder_of_one_that_runs_gets_its_own(sweep: 
     assert sweep.messages() == ["4.0"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "threads"),
+    [((), "None"), (JOBLIB, "5"), ((*JOBLIB, "trunk.threads=3"), "3")],
+    ids=["basic", "joblib", "given"],
+)
+def test_jobs_side_by_side_have_the_threads_of_the_whole_sweep_for_a_pass(
+    settings: tuple[str, ...], threads: str, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    sweep.trains_instead("raise UserError(str(cfg.trunk.threads))")
+    assert sweep.run("lr=1,2", *settings)[0] == 1
+    assert sweep.messages() == [threads] * 2
+
+
 def test_jobs_whose_settings_name_other_sweep_folders_are_told_at_the_end_of_theirs(sweep: Sweep) -> None:
     sweep.trains_instead("raise UserError('no')")
     sweep.where = (*sweep.where[:2], f"hydra.sweep.dir={sweep.output}/${{seed}}")

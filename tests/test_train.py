@@ -9,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,12 +31,16 @@ from deepfake import runs, training
 from deepfake.checkpoints import LAST
 from deepfake.config import TrainConfig, conf_dir, parse_train
 from deepfake.data.catalog import read_catalogue
+from deepfake.data.datamodule import FaceDataModule
+from deepfake.data.prepared import Preparation, PreparedImages
+from deepfake.dataset import catalogue
 from deepfake.errors import UserError
 from deepfake.models.backbones import build_backbone
 from deepfake.models.detector import DetectorModule
 from deepfake.reporting.recorder import Recorder
 from deepfake.runs import BEST
 from deepfake.train import main, run
+from deepfake.training import build_detector, data_module
 
 TINY = (
     "model=timm", "model.timm=test_resnet", "model.weights=none", "model.input_size=32", "batch_size=8",
@@ -110,6 +116,55 @@ def folder(tmp_path_factory: pytest.TempPathFactory, faces: Path) -> Path:
 def plain(tmp_path_factory: pytest.TempPathFactory, faces: Path) -> Path:
     """A run of two epochs, alone in its output folder."""
     return train(faces, tmp_path_factory.mktemp("plain"), "epochs=2", "unfreeze=2")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a graphics card")
+def test_without_a_graphics_card_no_step_looks_for_one(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking for it takes as long as the rest of a classifier's step."""
+    looked: list[int] = []
+    count = torch.cuda.device_count
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: looked.append(1) or count())
+    numbers = []
+    for epochs in (1, 5):
+        looked.clear()
+        monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # as Lightning leaves it
+        train(faces, tmp_path, f"epochs={epochs}", "batch_size=2")
+        numbers.append(len(looked))
+    assert numbers[0] == numbers[1]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_runs_that_begin_together_prepare_each_image_once(
+    cached: bool, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As jobs of a sweep, side by side; without a cache there is nothing to wait for."""
+    cfg = settings(*TINY, f"data.root={faces}", f"output_dir={tmp_path}", f"data.cache.enabled={cached}")
+    found = catalogue(cfg.data, show=False)
+    both, asked, prepared = threading.Barrier(2), threading.local(), []
+    unprepared, prepare = FaceDataModule.unprepared, PreparedImages.prepare
+
+    def both_asking(self: FaceDataModule) -> Any:
+        rows = unprepared(self)
+        if not hasattr(asked, "before"):
+            asked.before = True
+            both.wait(60)
+        return rows
+
+    def counted(self: PreparedImages, path: Path, sha256: str | None) -> Any:
+        prepared.append(sha256)
+        return prepare(self, path, sha256)
+
+    monkeypatch.setattr(FaceDataModule, "unprepared", both_asking)
+    monkeypatch.setattr(PreparedImages, "prepare", counted)
+
+    def begin(_: int) -> FaceDataModule:
+        return data_module(cfg, found, Preparation(), build_detector(cfg), torch.device("cpu"))[0]
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(begin, range(2)))
+    assert sorted(prepared) == (sorted(found.table["sha256"]) if cached else [])
 
 
 # ------------------------------------------------------------------------------------------------- what a run leaves

@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import sqlite3
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,34 @@ def test_a_second_scan_reads_nothing_and_says_the_same(root: Path, cache: Path, 
     second = scan(table, root, cache=cache)
     assert work.since() == (2, 0)  # the links to nothing may lead somewhere by now
     pd.testing.assert_frame_equal(second, first)
+
+
+def test_scans_that_begin_together_read_each_file_once(
+    root: Path, cache: Path, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As jobs of a sweep, side by side."""
+    both, asked, unchanged = threading.Barrier(2), threading.local(), catalog._Known.unchanged
+
+    def both_asking(self: Any, files: Any) -> Any:
+        found = unchanged(self, files)
+        if not hasattr(asked, "before"):
+            asked.before = True
+            both.wait(60)
+        return found
+
+    monkeypatch.setattr(catalog._Known, "unchanged", both_asking)
+    with ThreadPoolExecutor(2) as pool:
+        tables = list(pool.map(lambda _: scan(listing(root), root, cache=cache), range(2)))
+    assert work.since() == (4, 4)
+    pd.testing.assert_frame_equal(*tables)
+
+
+def test_where_no_turn_can_be_taken_a_scan_does_not_wait_for_one(root: Path, cache: Path, work: Work) -> None:
+    (cache / "catalogue.lock").mkdir(parents=True)
+    scan(listing(root), root, cache=cache)
+    assert work.since() == (4, 4)
+    scan(listing(root), root, cache=cache)
+    assert work.since() == (0, 0)
 
 
 def test_without_a_cache_everything_is_read(root: Path, work: Work) -> None:

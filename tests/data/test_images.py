@@ -589,6 +589,18 @@ def test_one_colour_is_told_even_with_noise(read, noise: float, reason: str) -> 
     assert read(encoded(np.rint(flat).astype(np.uint8), "PNG"), "face")[1].reason == reason
 
 
+@pytest.mark.parametrize("deviation", [0.4, 1.9, 2.1, 20])
+@pytest.mark.parametrize("place", [0, 5, slice(None)], ids=["a row looked at first", "another row", "all rows"])
+def test_where_the_differences_are_does_not_matter(read, place: int | slice, deviation: float) -> None:
+    pixels = np.full((64, 100, 3), 128.0)
+    rows = pixels[place]
+    rows[..., ::2, :] += 1
+    rows[..., 1::2, :] -= 1
+    pixels = np.rint(128 + (pixels - 128) * deviation / pixels.std()).clip(0, 255).astype(np.uint8)
+    expected = ONE_COLOUR if pixels.std(axis=(0, 1)).max() < 2 else ""
+    assert read(encoded(pixels, "PNG"), "face")[1].reason == expected
+
+
 def test_two_colours_of_equal_brightness_are_two(read) -> None:
     halves = np.zeros((64, 64, 3), np.uint8)
     halves[:32, :, 0], halves[32:, :, 2] = 76, 200

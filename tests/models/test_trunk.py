@@ -623,6 +623,54 @@ def test_an_engine_that_fails_its_check_is_replaced_and_that_is_said_once(
 # --------------------------------------------------------------------------------------------- several processes
 
 
+@pytest.mark.parametrize("number", [None, 3])
+def test_a_pass_has_threads_of_its_own(
+    number: int | None, manifest: pd.DataFrame, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a job beside others: it has a core of its own, and all of them for a pass, for which the others wait."""
+    seen = []
+    build, compute = trunk.build_engine, Trunk.compute
+
+    def building(*arguments: Any, **options: Any) -> Engine:
+        seen.append(torch.get_num_threads())
+        return build(*arguments, **options)
+
+    def computing(self: Trunk, images: Tensor) -> list[Tensor]:
+        seen.append(torch.get_num_threads())
+        return compute(self, images)
+
+    monkeypatch.setattr(trunk, "build_engine", building)
+    monkeypatch.setattr(Trunk, "compute", computing)
+    made = trunk_of(backbone_of())
+    provider = StoredTrunk(made, tmp_path, 1, EPOCHS, show=False, threads=number)
+    with engines.threads(2):
+        assert provider.rows(data_of(manifest, faces, made.backbone), "val", 0) is not None
+        assert torch.get_num_threads() == 2
+    assert len(seen) > 1
+    assert set(seen) == {number or 2}
+
+
+class Threads(L.Callback):
+    """Notes on how many the steps are taken."""
+
+    def __init__(self) -> None:
+        self.counts: set[int] = set()
+
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        self.counts.add(torch.get_num_threads())
+
+
+@pytest.mark.parametrize(("unfreeze", "expected"), [(0, {1}), (1, {2})])
+def test_of_stored_rows_a_classifier_alone_trains_on_one_thread(
+    unfreeze: int, expected: set[int], fit: Fit, tmp_path: Path
+) -> None:
+    watch = Threads()
+    with engines.threads(2):
+        fit(TINY, unfreeze, tmp_path / "trunk", callback=watch, epochs=1)
+        assert torch.get_num_threads() == 2
+    assert watch.counts == expected
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("unfreeze", [(0, 0), (0, 1)])
 def test_of_two_processes_that_need_the_same_rows_one_computes_them(
