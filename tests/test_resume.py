@@ -123,20 +123,27 @@ def whole(tmp_path_factory: pytest.TempPathFactory, faces: Path) -> dict[str, tu
     return found
 
 
-@pytest.mark.parametrize("how", HOW)
+ENDS = [
+    (crash, {"step": 5}),
+    (crash, {"epochs": 2}),
+    (terminate, {"step": 6}),
+    (terminate, {"epochs": 2, "before_writing": True}),
+    (crash, {"step": 2}),
+    (crash, {"epochs": 2, "before_writing": True}),
+    (terminate, {"step": 1}),
+]
+
+
 @pytest.mark.parametrize(
-    ("what", "when"),
-    [
-        (crash, {"step": 2}),
-        (crash, {"step": 5}),
-        (crash, {"epochs": 2}),
-        (crash, {"epochs": 2, "before_writing": True}),
-        (terminate, {"step": 1}),
-        (terminate, {"step": 6}),
-        (terminate, {"epochs": 2, "before_writing": True}),
-    ],
+    ("how", "what", "when"),
+    # Every end of one way to train; of the others one of each kind.
+    [(how, *end) for number, how in enumerate(HOW) for end in ENDS[: 3 if number else None]],
     ids=lambda value: (
-        value.__name__ if callable(value) else "-".join(map(str, value)) + str(next(iter(value.values())))
+        value.__name__
+        if callable(value)
+        else value
+        if isinstance(value, str)
+        else "-".join(map(str, value)) + str(next(iter(value.values())))
     ),
 )
 def test_what_was_interrupted_ends_as_if_it_had_not_been(

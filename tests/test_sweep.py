@@ -206,8 +206,8 @@ def test_the_trunk_runs_once_for_all_jobs(
     torch.manual_seed(0)
     save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), weights)
     same = (f"model.weights={weights}", "views=1", "epochs=2")
-    assert sweep(*same, f"unfreeze={order}", "lr=1e-3,1e-2", "trunk.precision=float32") == 0
-    assert len(sweep.trained) == 6
+    assert sweep(*same, f"unfreeze={order}", "trunk.precision=float32") == 0
+    assert len(sweep.trained) == 3
     assert sum(passed) == 48, "each image once, in validation and test too"
 
 

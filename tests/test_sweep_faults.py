@@ -136,15 +136,12 @@ def content(folder: Path) -> dict[str, tuple[int, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("launcher", "good"),
-    [((), 5), (JOBLIB, 2), (SUBMITIT, 1)],  # under submitit each job imports all anew
-    ids=["basic", "joblib", "submitit"],
-)
+@pytest.mark.parametrize("launcher", [(), JOBLIB, SUBMITIT], ids=["basic", "joblib", "submitit"])
 def test_a_job_that_raises_one_that_is_killed_and_one_that_ends_in_nan_cost_no_other(
-    launcher: tuple[str, ...], good: int, sweep: Sweep
+    launcher: tuple[str, ...], sweep: Sweep
 ) -> None:
-    lrs = ["0.002", "0.003", "1e+38", "0.1", "0.01", "0.001", "0.0001", "0.0002"][: 3 + good]
+    lrs = ["0.002", "0.003", "1e+38", "0.1", "0.01"][: 4 if launcher else 5]
+    good = len(lrs) - 3
     command = (f"lr={','.join(lrs)}", *launcher)
     sweep.python_begins_with(ACCIDENTS)
     status, told = sweep.run(*command)
@@ -161,6 +158,8 @@ def test_a_job_that_raises_one_that_is_killed_and_one_that_ends_in_nan_cost_no_o
     complete = [sweep.run_folder(lr) for lr in lrs[3:]]
     before = [content(folder) for folder in complete]
     assert all(runs.is_complete(folder) for folder in complete)
+    if launcher:  # that the next sweep is told of these is not the launcher's doing
+        return
 
     sweep.python_begins_with("")
     status, told = sweep.run(*command)
