@@ -450,9 +450,14 @@ def _fit(
         detector.load_trained(state, frozen)
     try:
         trainer.fit(detector, datamodule=data)
-    except Exception:
-        with suppress(OSError):  # the disk may be what failed
-            keeper.write_best(folder / runs.BEST)
+    except BaseException as error:
+        # Lightning has ended the loader processes of what failed, training or validation, but not the other's. Whoever
+        # cleans up after it, some jobs later, would wait for half a minute.
+        with suppress(Exception):
+            trainer.fit_loop.teardown()
+        if isinstance(error, Exception):
+            with suppress(OSError):  # the disk may be what failed
+                keeper.write_best(folder / runs.BEST)
         raise
     finally:
         detector.ranks = data.ranks = keeper.ranks = alone = Ranks()

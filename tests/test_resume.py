@@ -475,6 +475,7 @@ def test_a_killed_loader_process_is_told_and_costs_no_epoch(
         match=r"a loader process ended: (killed by signal: Killed|exited unexpectedly).*data\.workers \(now 2\)",
     ):
         train(cfg)
+    assert not multiprocessing.active_children(), "the others are not left waiting"
     at_step(lambda: None)
     train(cfg)
     assert outcome(runs.run_folder(cfg)) == whole[how]
