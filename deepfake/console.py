@@ -1,13 +1,15 @@
 """What a person sees in the terminal, and the copy of it in a run's log."""
 
+import hashlib
 import logging
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import BaseFileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -121,11 +123,22 @@ def in_turn(lock: BaseFileLock, waiting: str) -> Iterator[None]:
 
 
 @contextmanager
-def in_turn_where_possible(lock: BaseFileLock, waiting: str) -> Iterator[None]:
-    """As `in_turn`, for what several may do at once, each for itself: where no lock can be had, so they do."""
+def one_at_a_time(cache: Path | None, what: str, root: Path) -> Iterator[None]:
+    """Of runs that share a cache and begin together, one does what the others then find done.
+
+    Without a cache, or where no lock can be had, each does it for itself.
+
+    Args:
+        cache: folder of the lock.
+        what: is done, such as "reads"; each has a lock of its own.
+        root: of the images that it is done with; others wait for nothing.
+    """
     with ExitStack() as held:
-        with suppress(OSError, NotImplementedError):
-            held.enter_context(in_turn(lock, waiting))
+        if cache is not None:
+            images = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:8]
+            lock = FileLock(cache / f"{what.replace(' ', '-')}-{images}.lock")
+            with suppress(OSError, NotImplementedError):
+                held.enter_context(in_turn(lock, f"another run {what} {visible(str(root))}"))
         yield
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import lightning as L
 import pandas as pd
 import torch
-from filelock import FileLock
 from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
@@ -24,14 +23,7 @@ from deepfake import runs
 from deepfake.analysis.audit import report
 from deepfake.checkpoints import Keeper, drop_previous, is_whole, read_last, write_checkpoint
 from deepfake.config import PlateauConfig, TrainConfig
-from deepfake.console import (
-    in_turn_where_possible,
-    log,
-    logging_to_file,
-    logging_to_terminal,
-    progress,
-    remembering,
-)
+from deepfake.console import log, logging_to_file, logging_to_terminal, one_at_a_time, progress, remembering
 from deepfake.data.augment import Augmentation
 from deepfake.data.datamodule import FaceDataModule
 from deepfake.data.device_augment import supported
@@ -341,9 +333,8 @@ def data_module(
     data = _loaders(cfg, found, how, detector, device)
     rows = data.unprepared()
     with ExitStack() as held:
-        if data.images.folder is not None and len(rows):
-            lock = FileLock(data.images.folder.with_name(f"{data.images.folder.name}.lock"))
-            held.enter_context(in_turn_where_possible(lock, "another run prepares images"))
+        if (stored := data.images.folder) and len(rows):
+            held.enter_context(one_at_a_time(stored.parent, f"prepares {stored.name} of", found.root))
             rows = data.unprepared()
         advance = held.enter_context(progress("preparing images", len(rows), cfg.trainer.progress))
         unusable = data.prepare(rows, advance)
@@ -451,7 +442,7 @@ def _fit(
     try:
         trainer.fit(detector, datamodule=data)
     except BaseException as error:
-        # Lightning has ended the loader processes of what failed, training or validation, but not the other's. Whoever
+        # Lightning has ended the loader processes of what failed, training or validation, but not the other's: who
         # cleans up after it, some jobs later, would wait for half a minute.
         with suppress(Exception):
             trainer.fit_loop.teardown()

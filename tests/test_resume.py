@@ -475,10 +475,21 @@ def test_a_killed_loader_process_is_told_and_costs_no_epoch(
         match=r"a loader process ended: (killed by signal: Killed|exited unexpectedly).*data\.workers \(now 2\)",
     ):
         train(cfg)
-    assert not multiprocessing.active_children(), "the others are not left waiting"
     at_step(lambda: None)
     train(cfg)
     assert outcome(runs.run_folder(cfg)) == whole[how]
+
+
+def test_what_fails_leaves_no_loader_process(tmp_path: Path, faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither of the training nor of the validation: who cleans up after them later would wait for long."""
+
+    def breaks(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(DetectorModule, "validation_step", breaks)
+    with pytest.raises(ZeroDivisionError):
+        train(settings(tmp_path, faces, *HOW["two workers, everything trains"]))
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(

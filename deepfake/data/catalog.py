@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import pandas as pd
-from filelock import FileLock
 
-from deepfake.console import in_turn_where_possible, log
+from deepfake.console import log, one_at_a_time
 from deepfake.data.images import UnreachableImage, UnreadableImage, decode_image, perceptual_hash, read_content
 from deepfake.data.split import unit_hash
 from deepfake.errors import UserError
@@ -90,8 +89,8 @@ def scan(
     held = contextlib.ExitStack()
     try:
         rows = known.unchanged(files)
-        if cache is not None and None in rows:  # jobs that begin at once shall not all read what one can for them
-            held.enter_context(in_turn_where_possible(FileLock(cache / "catalogue.lock"), "another run reads images"))
+        if None in rows:
+            held.enter_context(one_at_a_time(cache, "reads", root))
             rows = known.unchanged(files)
         missing = [place for place, row in enumerate(rows) if row is None]
         for _ in range(len(files) - len(missing)):

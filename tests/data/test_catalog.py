@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from deepfake.console import log
+from deepfake.console import log, one_at_a_time
 from deepfake.data import catalog
 from deepfake.data.catalog import (
     COLUMNS,
@@ -212,8 +212,20 @@ def test_scans_that_begin_together_read_each_file_once(
     pd.testing.assert_frame_equal(*tables)
 
 
+def test_a_scan_waits_for_no_scan_of_other_images(root: Path, cache: Path, work: Work, tmp_path: Path) -> None:
+    other = save(tmp_path / "others" / "0-c" / "1.png").parents[1]
+    with one_at_a_time(cache, "reads", other):
+        scan(listing(root), root, cache=cache)
+    assert work.since() == (4, 4)
+
+
 def test_where_no_turn_can_be_taken_a_scan_does_not_wait_for_one(root: Path, cache: Path, work: Work) -> None:
-    (cache / "catalogue.lock").mkdir(parents=True)
+    scan(listing(root), root, cache=cache)
+    (lock,) = cache.glob("*.lock")
+    lock.unlink()
+    lock.mkdir()
+    (cache / "catalogue.sqlite").unlink()
+    work.since()
     scan(listing(root), root, cache=cache)
     assert work.since() == (4, 4)
     scan(listing(root), root, cache=cache)
