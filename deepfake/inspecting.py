@@ -19,6 +19,7 @@ from deepfake.errors import UserError
 from deepfake.explaining import Explainer, shrunk
 from deepfake.judging import Detector
 from deepfake.reference import Reference, features, profile
+from deepfake.reporting.figures import encoded
 from deepfake.reporting.profile_figure import profile_figure
 
 Pixels = NDArray[np.uint8]
@@ -187,9 +188,7 @@ class Inspector:
     def _spectrum(self, pixels: Pixels, reference: Reference) -> bytes:
         own = decibel(profile(self.detector.members[0], pixels))
         figure = profile_figure(own, reference.profiles, reference.sources, reference.labels, reference.counts)
-        content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=150, facecolor="white")
-        return content.getvalue()
+        return encoded(figure)
 
 
 def table_of(inspections: Sequence[Inspection]) -> pd.DataFrame:

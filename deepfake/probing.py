@@ -433,15 +433,14 @@ def _draw(
         "deletion": deletion_figure(hidden, deletion.COVERS[cfg.hide], f"{these}; {maps}; {of}"),
         "frequencies": frequencies_figure(bands.cutoffs, bands.whole, bands.interval, bands.curves, f"{those}; {of}"),
     }
-    files = {name: folder / f"{name}.png" for name in figures}
     sheets = {}
     for kind, (label, verdict) in _KINDS.items():
         of_kind = judged[(judged["label"] == label) & (judged["verdict"] == verdict)]
         among = f"{_TITLES[kind]}, among {len(judged):,} images, {judged['label'].mean():.1%} fake"
         shown, figures[kind] = _sheet(cfg, explainer, images, of_kind, f"{among}; {maps}; {of}")
-        files[kind] = folder / f"{kind}.jpg"
         sheets[kind] = {"file": f"{folder.name}/{kind}.jpg", "shown": shown, "of": len(of_kind)}
-    return sheets, {name: save(figure, files[name]) for name, figure in figures.items()}
+    suffixes = {name: "jpg" if name in _KINDS else "png" for name in figures}
+    return sheets, {name: save(figure, folder / f"{name}.{suffixes[name]}") for name, figure in figures.items()}
 
 
 def _sheet(

@@ -86,8 +86,8 @@ def scan(
         finally:
             advance()
 
-    held = contextlib.ExitStack()
-    try:
+    with contextlib.ExitStack() as held:
+        held.callback(known.close)
         rows = known.unchanged(files)
         if None in rows:
             held.enter_context(one_at_a_time(cache, "reads", root))
@@ -103,9 +103,6 @@ def scan(
                 known.remember(looks)
                 for place, seen in zip(places, looks, strict=True):
                     rows[place] = (seen.sha256, *seen.facts)
-    finally:
-        held.close()
-        known.close()
 
     found = pd.DataFrame(rows, columns=["sha256", *_FACTS], index=table.index)
     full = pd.concat([table[list(_FILE)], found], axis=1).astype(_TYPES)
