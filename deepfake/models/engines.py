@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,7 @@ _FASTEST_FIRST = {"float32": ("openvino", "onnxruntime"), "bfloat16": ("openvino
 _TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
 _OPENVINO_TYPES = {"float32": "f32", "bfloat16": "bf16"}
 
+_IMAGES, _BATCH = "images", "batch"  # of an ONNX model: the name of what it takes, and of that one's first dimension
 _CHECKED = 8  # images that an engine is checked on: eager PyTorch takes seconds for a batch of a large network
 
 Run = Callable[[Tensor], Sequence[Tensor]]
@@ -282,12 +284,12 @@ def _onnxruntime(trunk: nn.Module, sample: Tensor, precision: str) -> Run:
     options.intra_op_num_threads = torch.get_num_threads()
     # Between two batches its threads would wait in a loop, on the cores that prepare the next one.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_free_dimension_override_by_name(_BATCH, len(sample))
     session = onnxruntime.InferenceSession(_onnx(trunk, sample), options, providers=["CPUExecutionProvider"])
-    (images_name,) = (node.name for node in session.get_inputs())
 
     def run(images: Tensor) -> list[Tensor]:
         # In float32 whatever the precision: for the processor it has no convolution of bfloat16.
-        return [torch.from_numpy(output) for output in session.run(None, {images_name: images.contiguous().numpy()})]
+        return [torch.from_numpy(output) for output in session.run(None, {_IMAGES: images.contiguous().numpy()})]
 
     return run
 
@@ -303,7 +305,9 @@ def _openvino(trunk: nn.Module, sample: Tensor, precision: str) -> Run:
     }
     core = _openvino_core()
     # From ONNX, not by openvino.convert_model, which reports its use to the maker.
-    graph = core.compile_model(core.read_model(_onnx(trunk, sample)), "CPU", settings)
+    model = core.read_model(_onnx(trunk, sample))
+    model.reshape(list(sample.shape))
+    graph = core.compile_model(model, "CPU", settings)
 
     def run(images: Tensor) -> list[Tensor]:
         outputs = graph(images.contiguous().numpy(), share_inputs=True)  # copies, so the next batch may come
@@ -334,18 +338,26 @@ _BUILDERS: dict[str, Callable[[nn.Module, Tensor, str], Run]] = {
 
 
 def _onnx(trunk: nn.Module, sample: Tensor) -> bytes:
-    """The trunk and its weights as an ONNX model in float32, for batches of the sample's size.
+    """The trunk and its weights as an ONNX model in float32, for batches of any size or of just the sample's.
 
     It passes through a folder that nobody else can write to and is gone at once: no model is ever read from a file
     that someone else made.
     """
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    # Of what it cannot export, PyTorch prints the whole graph, thousands of lines, unless kept from turning that on.
+    silent = mock.patch.object(torch._C, "_jit_set_onnx_log_enabled", create=True)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), silent:
         # The exporter by tracing has a successor, which takes ten times as long for the same graph.
         warnings.simplefilter("ignore")
         file = Path(folder, "trunk.onnx")
         # Whoever asks may be within autocast, which would put its casts into the graph.
         with torch.autocast(sample.device.type, enabled=False):
-            torch.onnx.export(trunk, (sample.contiguous(),), file, dynamo=False)
+            # It runs the trunk to see what it does: of more images it would see the same, only later.
+            two, any_number = (sample[:2].contiguous(),), {_IMAGES: {0: _BATCH}}
+            how: Any = {"dynamo": False, "input_names": [_IMAGES]}
+            try:
+                torch.onnx.export(trunk, two, file, dynamic_axes=any_number, **how)
+            except Exception:  # whatever the exporter raises where it has to know the number
+                torch.onnx.export(trunk, (sample.contiguous(),), file, **how)
         return file.read_bytes()
 
 

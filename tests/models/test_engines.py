@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from deepfake.config import ENGINES
 from deepfake.console import log
@@ -340,7 +341,29 @@ def test_the_distance_is_that_of_the_image_where_it_is_largest() -> None:
 
 
 @pytest.mark.parametrize("name", EXTRAS)
-def test_a_network_that_cannot_be_exported_runs_in_eager(name: str, said: list[str]) -> None:
+def test_a_network_that_can_be_exported_for_one_number_of_images_alone(
+    name: str, said: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    need(name)
+
+    class Largest(nn.Module):
+        def forward(self, features: Tensor) -> Tensor:
+            count, channels, height, width = features.shape
+            twice = features.unsqueeze(1).expand(count, 2, channels, height, width)
+            return F.adaptive_max_pool2d(twice.reshape(count, 2 * channels, height, width), 4)[:, :channels]
+
+    backbone, batch = network(), images(4)
+    backbone.network.act1 = Largest()
+    engine = build_engine(backbone, [3], name, "float32", batch)
+    assert (engine.name, said) == (name, [])
+    expect_close(engine(batch), eager(backbone, [3], batch), 1e-5)
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_a_network_that_cannot_be_exported_runs_in_eager(
+    name: str, said: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
     need(name)
 
     class Bessel(nn.Module):
@@ -352,6 +375,7 @@ def test_a_network_that_cannot_be_exported_runs_in_eager(name: str, said: list[s
     assert build_engine(backbone, [3], name, "float32", images(4)).name == "eager"
     (warning,) = said
     assert f"{name} in float32 is not used, but eager in float32: UnsupportedOperatorError" in warning
+    assert capfd.readouterr().out == ""
 
 
 # ------------------------------------------------------------------------------------------------- which one
