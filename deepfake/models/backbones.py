@@ -205,7 +205,8 @@ def build_backbone(timm_name: str, weights: str, input_size: int | None = None, 
         drop_rate: dropout before the classifier, 0..1.
 
     Raises:
-        UserError: timm does not know the name, the weights cannot be had or do not fit, or the size does not.
+        UserError: timm does not know the name, the weights cannot be had or do not fit, the size does not, or what
+            the network hands to its head is not one tensor.
     """
     network = _create(timm_name, drop_rate)
     origin = load_weights(network, timm_name, weights)
@@ -216,7 +217,10 @@ def build_backbone(timm_name: str, weights: str, input_size: int | None = None, 
         _resize_input(network, timm_name, input_size, native=size)
         size = input_size
     spec = InputSpec(size, tuple(config["mean"]), tuple(config["std"]), config["interpolation"])
-    return Backbone(network, timm_name, spec, origin)
+    backbone = Backbone(network, timm_name, spec, origin)
+    if not backbone.splittable:
+        _expect_one_tensor(network, timm_name, size)
+    return backbone
 
 
 def _create(timm_name: str, drop_rate: float) -> nn.Module:
@@ -267,6 +271,19 @@ def _resize_input(network: Any, timm_name: str, size: int, native: int) -> None:
         raise UserError(
             f"{timm_name} does not take input_size={size} ({reason}); leave it out for the network's own {native}"
         ) from error
+
+
+def _expect_one_tensor(network: Any, timm_name: str, size: int) -> None:
+    """Refuse a network whose head takes several tensors: what is frozen could be neither stored nor exported."""
+    training = network.training
+    with torch.no_grad():
+        found = network.eval().forward_features(torch.zeros(1, 3, size, size))
+    network.train(training)
+    if not isinstance(found, Tensor):
+        raise UserError(
+            f"what {timm_name} hands to its classifier must be one tensor, found a {type(found).__name__}; "
+            "choose another network"
+        )
 
 
 def _stages_of_resnet(network: nn.Module) -> tuple[Stage, ...]:

@@ -283,6 +283,11 @@ def test_a_size_the_network_does_not_take(name: str, size: int) -> None:
         build_backbone(name, "none", input_size=size)
 
 
+def test_a_head_that_takes_several_tensors() -> None:
+    with pytest.raises(UserError, match="what coat_tiny hands to its classifier must be one tensor, found a"):
+        build_backbone("coat_tiny", "none")
+
+
 def test_a_classifier_that_is_not_one_linear_layer() -> None:
     with pytest.raises(UserError, match="classifier of resnetv2_18 must be one linear layer, found Conv2d"):
         build_backbone("resnetv2_18", "none")
