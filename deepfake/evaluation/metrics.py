@@ -2,16 +2,15 @@
 
 Labels are 0 (real) and 1 (fake); fake is the positive class and a probability is always P(fake).
 
-During training the running figures come from `metric_collection`, which torchmetrics accumulates batch by
-batch. The reported figures come from `scores` and `bootstrap_intervals`, which need only NumPy. Both agree
-to rounding wherever a figure is defined. Where AUROC or AP is undefined, on a single class, torchmetrics may
-say 0 with a warning; here it is NaN.
+During training the figures of an epoch come from `epoch_scores`, by torchmetrics. The reported figures come from
+`scores` and `bootstrap_intervals`, which need only NumPy. Both agree to rounding wherever a figure is defined. Where
+AUROC or AP is undefined, on a single class, torchmetrics may say 0 with a warning; here it is NaN.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -20,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from torchmetrics import MetricCollection
-    from torchmetrics.classification import BinaryConfusionMatrix
+    from torch import Tensor
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -43,45 +41,27 @@ BINS = 15  # of both calibration errors
 BLOCK = 2_000_000
 
 
-# torch and torchmetrics are imported inside the two factories: they take seconds to load, and the commands
-# that only read finished results should not wait for them.
+def epoch_scores(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
+    """Figures of one epoch by torchmetrics: accuracy, precision, recall, f1, auroc, ap, tn, fp, fn and tp at .5.
 
-
-def metric_collection(prefix: str) -> MetricCollection:
-    """Running metrics of one part of the data, named `<prefix>accuracy`, precision, recall, f1, auroc and ap.
-
-    Update with P(fake), float32 of shape (B,) in [0, 1], and labels, integer of shape (B,), 0 or 1. Pass
-    probabilities: torchmetrics applies a sigmoid of its own to any batch that leaves [0, 1]. AUROC and AP are
-    exact (`thresholds=None`), so every score of the epoch is kept until `reset`.
+    Args:
+        probabilities: P(fake), float32 (N,), in [0, 1]: torchmetrics would apply a sigmoid to any others.
+        labels: integer (N,), 0 or 1.
     """
-    from torchmetrics import MetricCollection
-    from torchmetrics.classification import (
-        BinaryAccuracy,
-        BinaryAUROC,
-        BinaryAveragePrecision,
-        BinaryF1Score,
-        BinaryPrecision,
-        BinaryRecall,
-    )
+    # Here, for they take seconds to load, and the commands that only read finished results should not wait.
+    from torchmetrics.functional import classification as measure
 
-    return MetricCollection(
-        {
-            "accuracy": BinaryAccuracy(threshold=0.5),
-            "precision": BinaryPrecision(threshold=0.5),
-            "recall": BinaryRecall(threshold=0.5),
-            "f1": BinaryF1Score(threshold=0.5),
-            "auroc": BinaryAUROC(thresholds=None),
-            "ap": BinaryAveragePrecision(thresholds=None),
-        },
-        prefix=prefix,
-    )
-
-
-def confusion() -> BinaryConfusionMatrix:
-    """Running (2, 2) counts at threshold 0.5: rows are the truth, columns the answer; real, then fake."""
-    from torchmetrics.classification import BinaryConfusionMatrix
-
-    return BinaryConfusionMatrix(threshold=0.5)
+    figures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "accuracy": measure.binary_accuracy,
+        "precision": measure.binary_precision,
+        "recall": measure.binary_recall,
+        "f1": measure.binary_f1_score,
+        "auroc": measure.binary_auroc,  # exact, as is the next: of all scores, not of so many thresholds
+        "ap": measure.binary_average_precision,
+    }
+    counts = measure.binary_confusion_matrix(probabilities, labels).ravel().tolist()  # truth by answer
+    found = {name: float(figure(probabilities, labels)) for name, figure in figures.items()}
+    return found | dict(zip(("tn", "fp", "fn", "tp"), counts, strict=True))
 
 
 def scores(

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from deepfake.config import CosineConfig, PlateauConfig, SchedulerConfig
 from deepfake.errors import UserError
-from deepfake.evaluation.metrics import confusion, metric_collection
+from deepfake.evaluation.metrics import epoch_scores
 from deepfake.models.backbones import Backbone
 from deepfake.models.batchnorm import WholeBatch
 from deepfake.models.engines import threads
@@ -23,7 +23,6 @@ from deepfake.ranks import Ranks
 
 PARTS = ("train", "val", "test")
 MEASURES = ("accuracy", "precision", "recall", "f1", "auroc", "ap")
-COUNTS = ("tn", "fp", "fn", "tp")  # real called real, real called fake, fake called real, fake called fake
 _PREFIX = "backbone.network."  # of the network's tensors in the detector's state dict
 
 
@@ -56,7 +55,7 @@ class DetectorModule(L.LightningModule):
         after_step: called after every step of the optimizer.
         ranks: that train together.
         seen: of each part, logits, label and index of the batches of the epoch under way, or of the last.
-        figures: of each part, what came out of its last epoch: loss, `MEASURES` and `COUNTS`.
+        figures: of each part, what came out of its last epoch: loss and `epoch_scores`.
         steps_in_all: of a training that nothing ends early, as the cosine counts them.
     """
 
@@ -263,13 +262,9 @@ class DetectorModule(L.LightningModule):
         seen = self.seen_so_far(part)
         logits, labels = seen["logits"], seen["label"]
         probabilities = logits.softmax(1)[:, 1]
-        measured = metric_collection("")(probabilities, labels)
-        figures = {"loss": F.cross_entropy(logits, labels).item()} | {
-            name: float(measured[name]) for name in MEASURES
-        }
-        counts = confusion()(probabilities, labels).ravel().tolist()
+        figures = {"loss": F.cross_entropy(logits, labels).item()} | epoch_scores(probabilities, labels)
         # The same on all ranks, to the bit, for they decide by them what comes next.
-        said = self.figures[part] = self.ranks.of_first(figures | dict(zip(COUNTS, counts, strict=True)))
+        said = self.figures[part] = self.ranks.of_first(figures)
         # Not to the dashboard: `Recorder` writes there, by epoch. Lightning would write a second time, by step.
         how: Any = {"on_step": False, "on_epoch": True, "logger": False, "batch_size": len(labels)}
         self.log(f"{part}/loss", said["loss"], prog_bar=True, **how)
