@@ -10,10 +10,11 @@ import copy
 import json
 import shutil
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ _LEEWAY = 2.0
 # How many numbers a row has, by network, size and depths, of this process: a sweep's jobs ask again and again.
 _numbers: dict[tuple[str, int, tuple[int, ...]], list[int]] = {}
 _INSTEAD = "instead.json"  # in the folder of an engine that failed its check: which took its place
+
+_T = TypeVar("_T")
 
 
 def storable(backbone: Backbone) -> bool:
@@ -94,6 +97,10 @@ class Trunk:
             self._built = build_engine(source, self.depths, self.engine, self.precision, sample, needed=own)
             self.engine, self.precision = self._built.name, self._built.precision
             self.depths = list(self._built.depths)
+
+    @property
+    def built(self) -> bool:
+        return self._built is not None
 
     @property
     def lasting(self) -> bool:
@@ -303,7 +310,7 @@ class StoredTrunk:
                 with threads(self.threads), contextlib.ExitStack() as turn:
                     self._take_turn(turn)
                     still = len(self._stores[own].find(images, key).missing)
-                    if still and not self._make(data, part, epoch, key, images, turn):
+                    if still and not self._make(data, part, epoch, turn):
                         return None
             except OSError as error:
                 self._filling = False
@@ -320,12 +327,11 @@ class StoredTrunk:
         for store in self._stores.values():
             turn.enter_context(in_turn(store.alone(), "trunk      another run computes with this network"))
 
-    def _make(
-        self, data: Any, part: str, epoch: int, key: Any, images: Sequence[str], turn: contextlib.ExitStack
-    ) -> bool:
+    def _make(self, data: Any, part: str, epoch: int, turn: contextlib.ExitStack) -> bool:
         """Compute and store what is missing. False: the run goes on without."""
-        sample = next(iter(data.image_batches(part, data.view(epoch), range(min(data.batch_size, len(images))))))
-        hoped = self.trunk.engine, self.trunk.precision
+        first = range(min(data.batch_size, len(data.rows(part))))
+        sample = next(iter(data.image_batches(part, data.view(epoch), first)))
+        hoped, anew = (self.trunk.engine, self.trunk.precision), not self.trunk.built
         self.trunk.build(self._on_device(data, sample))
         if (self.trunk.engine, self.trunk.precision) != hoped:
             if self.trunk.lasting:  # then the next run need not build this one to find that out
@@ -339,11 +345,16 @@ class StoredTrunk:
             self._stores = self._named()
             self._take_turn(turn)
         self._stores = {depth: self._stores[depth] for depth in self.trunk.depths}  # some may not go with the engine
-        self._fill(data, part, epoch, key, images)
+        self._fill(data, part, epoch)
+        # What every run needs in the end, now that the engine stands: another run would have to build one for it.
+        for shown_once in ("val", "test") if anew else ():
+            if shown_once not in self._held:
+                self._fill(data, shown_once, 0)
         return True
 
-    def _fill(self, data: Any, part: str, epoch: int, key: Any, images: Sequence[str]) -> None:
-        """Compute and store what is missing, at every depth."""
+    def _fill(self, data: Any, part: str, epoch: int) -> None:
+        """Compute and store what is missing of a part, at every depth."""
+        key, images = data.view_key(part, data.view(epoch)), data.rows(part)["sha256"].tolist()
         missing = {
             depth: {images[place] for place in store.find(images, key).missing.tolist()}
             for depth, store in self._stores.items()
@@ -351,12 +362,15 @@ class StoredTrunk:
         # Equal files have one row.
         first = {image: place for place, image in reversed(list(enumerate(images)))}
         places = sorted(first[image] for image in set().union(*missing.values()))
+        if not places:
+            return
         batches = data.image_batches(part, data.view(epoch), places)
         what = f"trunk, {part} view {data.view(epoch)}"
         with contextlib.ExitStack() as stack:
             advance = stack.enter_context(progress(what, len(batches), self.show))
             append = {d: stack.enter_context(store.filling(key)) for d, store in self._stores.items()}
-            for batch in batches:
+            # Where loader processes read ahead, no thread has to.
+            for batch in batches if data.workers else _one_ahead(batches):
                 names = [images[place] for place in batch["index"].tolist()]
                 outputs = self.trunk.compute(self._on_device(data, batch))
                 for depth, output in zip(self.trunk.depths, outputs, strict=True):
@@ -366,4 +380,16 @@ class StoredTrunk:
                 advance()
 
     def _on_device(self, data: Any, batch: dict[str, Tensor]) -> Tensor:
-        return data.normalised({name: values.to(self.trunk.device) for name, values in batch.items()})
+        batch = {name: values.to(self.trunk.device) for name, values in batch.items()}
+        # Engines take planes, and bytes are turned round sooner than the numbers that they become.
+        return data.normalised(batch | {"image": batch["image"].contiguous()})
+
+
+def _one_ahead(batches: Iterable[_T]) -> Iterator[_T]:
+    """The same, each made in a thread while the one before is used."""
+    made, end = iter(batches), object()
+    with ThreadPoolExecutor(1) as maker:
+        coming: Future[Any] = maker.submit(next, made, end)
+        while (batch := coming.result()) is not end:
+            coming = maker.submit(next, made, end)
+            yield batch
