@@ -315,9 +315,8 @@ class StoredTrunk:
             except OSError as error:
                 self._filling = False
                 self._go_on_without(error)
-                return None
             rows = self._stores[own].find(images, key)
-            if len(rows.missing):
+            if self._filling and len(rows.missing):
                 log.warning("trunk output of this epoch was deleted just now: the epoch goes on without.")
         return None if len(rows.missing) else rows
 

@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +26,7 @@ from deepfake.data.catalog import scan
 from deepfake.data.datamodule import FaceDataModule
 from deepfake.data.layouts import find_images
 from deepfake.data.split import split
+from deepfake.errors import UserError
 from deepfake.models import engines, store, trunk
 from deepfake.models.backbones import Backbone, build_backbone
 from deepfake.models.detector import DetectorModule
@@ -520,7 +522,7 @@ def test_on_a_full_disk_the_run_goes_on_without(
 
 
 def test_where_the_disk_is_full_after_training_images_later_epochs_show_their_own_views(
-    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]
+    fit: Fit, manifest: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]
 ) -> None:
     """The training part of the first epoch is stored, then the validation part finds no room."""
     left = 1
@@ -535,7 +537,10 @@ def test_where_the_disk_is_full_after_training_images_later_epochs_show_their_ow
 
     without = fit(TINY, 0)
     monkeypatch.setattr(store, "write_bytes", soon_full)
-    expect_same(fit(TINY, 0, tmp_path / "trunk"), without)
+    stored = fit(TINY, 0, tmp_path / "trunk")
+    expect_same(stored, without)
+    in_vain = (manifest["split"] == "val").sum()
+    assert stored.passes == every_time(manifest) + in_vain, "what was stored by then is used"
     assert said().count("not stored") == 1
 
 
@@ -619,6 +624,23 @@ def test_an_engine_that_fails_its_check_is_replaced_and_that_is_said_once(
     fit(TINY, 0, folder, "compile")
     assert computed == [], "and are found by whoever hopes for that engine again"
     assert said().count("is not used") == 1
+
+
+def test_images_are_read_while_those_before_them_are_computed() -> None:
+    read = threading.Event()
+
+    def batches() -> Iterator[int]:
+        yield 0
+        read.set()
+        yield 1
+        raise UserError("unreadable")
+
+    ahead = trunk._one_ahead(batches())
+    assert next(ahead) == 0
+    assert read.wait(10), "without being asked for the second"
+    assert next(ahead) == 1
+    with pytest.raises(UserError, match="unreadable"):
+        next(ahead)
 
 
 # --------------------------------------------------------------------------------------------- several processes
