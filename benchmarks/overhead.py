@@ -36,7 +36,7 @@ PLACES = {
     ("deepfake.training", "look_for_shortcuts"): "catalogue, audit",
     ("deepfake.training", "build_detector"): "network built",
     ("deepfake.data.datamodule", "FaceDataModule.prepare"): "images prepared",
-    ("deepfake.models.trunk", "StoredTrunk.rows"): "trunk's images read and augmented, rows stored and found",
+    ("deepfake.models.trunk", "StoredTrunk.rows"): "trunk's images awaited and normalised, rows stored and found",
     ("deepfake.models.trunk", "build_engine"): "engine built and checked",
     ("deepfake.models.engines", "Engine.__call__"): NETWORK,
     ("deepfake.models.detector", "DetectorModule.training_step"): NETWORK,
