@@ -261,10 +261,7 @@ def _resize_input(network: Any, timm_name: str, size: int, native: int) -> None:
             if size % patch:
                 raise ValueError(f"not a multiple of its {patch}-pixel patches")
             network.set_input_size((size, size))
-        training = network.training
-        with torch.no_grad():
-            network.eval()(torch.zeros(1, 3, size, size))
-        network.train(training)
+        _on_zeros(network, network.forward, size)
     # Networks refuse a size each in its own way: assertions, failed reshapes, empty maps.
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -273,12 +270,19 @@ def _resize_input(network: Any, timm_name: str, size: int, native: int) -> None:
         ) from error
 
 
+def _on_zeros(network: nn.Module, run: Callable[[Tensor], Any], size: int) -> Any:
+    """What comes of one image of so many pixels a side, with the network in eval mode and then as it was."""
+    training = network.training
+    network.eval()
+    with torch.no_grad():
+        found = run(torch.zeros(1, 3, size, size))
+    network.train(training)
+    return found
+
+
 def _expect_one_tensor(network: Any, timm_name: str, size: int) -> None:
     """Refuse a network whose head takes several tensors: what is frozen could be neither stored nor exported."""
-    training = network.training
-    with torch.no_grad():
-        found = network.eval().forward_features(torch.zeros(1, 3, size, size))
-    network.train(training)
+    found = _on_zeros(network, network.forward_features, size)
     if not isinstance(found, Tensor):
         raise UserError(
             f"what {timm_name} hands to its classifier must be one tensor, found a {type(found).__name__}; "

@@ -385,7 +385,7 @@ def _of_types(run: Run, dtypes: Sequence[torch.dtype]) -> Run:
 def _in_batches(run: Run, size: int) -> Run:
     """From what runs batches of one size, what takes any number of images.
 
-    The last batch is filled up with zeros. Graphs of one size are simpler to make than those of any, and faster.
+    The last batch is filled up with zeros. Graphs of one size are faster than those of any.
     """
 
     def run_all(images: Tensor) -> list[Tensor]:
